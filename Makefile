@@ -1,0 +1,40 @@
+# make demo: train, test and draw a detector on the embedded data. make test: everything CI runs.
+PYTHON ?= python3.11
+BIN := .venv/bin
+READY := .venv/ready
+CONFIG := maskrcnn_mpvit_t_digits
+WORK := work_dirs/$(CONFIG)
+
+.PHONY: demo test test-fast lint pins
+.DELETE_ON_ERROR:
+
+demo: $(READY) data/digits/annotations/instances_val.json
+	rm -rf $(WORK)
+	$(BIN)/mim train mmdet configs/$(CONFIG).py --work-dir $(WORK)
+	$(BIN)/mim test mmdet configs/$(CONFIG).py --checkpoint $$(cat $(WORK)/last_checkpoint) \
+	    --work-dir $(WORK)/test --show-dir pictures
+	$(BIN)/python tools/plot_training.py $(WORK)
+
+test: lint
+	$(BIN)/pytest
+
+test-fast: lint
+	$(BIN)/pytest -m 'not slow'
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+# Resolve the pins anew (pyproject.toml says which are held, and why).
+pins: $(READY)
+	$(BIN)/uv pip compile pyproject.toml --extra det --extra seg --extra dev --group pinned --upgrade \
+	    --python-version 3.11 --python-platform linux --no-emit-index-url --no-header --quiet -o requirements.txt
+
+data/digits/annotations/instances_val.json: tools/make_digits.py | $(READY)
+	$(BIN)/python tools/make_digits.py data/digits
+
+$(READY): requirements.txt pyproject.toml bootstrap.py
+	@command -v $(PYTHON) >/dev/null || { echo 'set-up stopped: no $(PYTHON) found: install Python 3.11, or run make PYTHON=/path/to/python3.11'; exit 1; }
+	@$(PYTHON) bootstrap.py
+	@touch $@

@@ -1,0 +1,184 @@
+"""Released checkpoints: reading them safely, and loading them from a config."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from mmengine.logging import print_log
+from mmengine.model.weight_init import update_init_info
+from torch import Tensor
+
+from mmvit.registry import WEIGHT_INITIALIZERS, register
+
+if TYPE_CHECKING:
+    from mmvit.models.base import Backbone
+
+
+@register(WEIGHT_INITIALIZERS)
+class OfficialWeights:
+    """Initialiser for a backbone's ``init_cfg``: the authors' released file, converted and loaded completely.
+
+    ``init_cfg=dict(type='mmvit.OfficialWeights', checkpoint='mpvit_small.pth')``. Unlike mmengine's ``Pretrained``,
+    weights that are missing or do not fit are an error.
+
+    Args:
+        checkpoint: Path or http(s) address of a released file.
+    """
+
+    def __init__(self, checkpoint: str) -> None:
+        self.checkpoint = checkpoint
+
+    def __call__(self, module: Backbone) -> None:
+        if not hasattr(module, 'load_official'):
+            raise TypeError(
+                f"OfficialWeights belongs in the init_cfg of one of mmvit's backbones, not of {type(module).__name__}"
+            )
+        module.load_official(self.checkpoint)
+        if hasattr(module, '_params_init_info'):
+            update_init_info(module, init_info=f'{type(self).__name__}: load from {self.checkpoint}')
+
+
+def read_checkpoint(source: str) -> Mapping[str, Any]:
+    """Load the file at a path or http(s) address on the CPU, unpickling nothing but tensors and plain containers.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        RuntimeError: The address does not answer, or the file is not a whole PyTorch checkpoint.
+    """
+    is_address = source.startswith(('http://', 'https://'))
+    if not is_address and not Path(source).expanduser().is_file():
+        raise FileNotFoundError(f'no checkpoint at {source}: give the path of a downloaded file')
+    try:
+        if is_address:
+            checkpoint = torch.hub.load_state_dict_from_url(source, map_location='cpu', weights_only=True)
+        else:
+            checkpoint = torch.load(Path(source).expanduser(), map_location='cpu', weights_only=True)
+    except OSError as error:  # urllib's errors are OSErrors
+        raise RuntimeError(
+            f'cannot fetch {source} ({error}). Download it by other means and give the path of the file, '
+            f'or drop init_cfg to train from random weights.'
+        ) from error
+    except (RuntimeError, EOFError, UnpicklingError, ValueError) as error:
+        raise RuntimeError(f'{source} is not a whole PyTorch checkpoint that is safe to load: {error}') from error
+    if not isinstance(checkpoint, Mapping):
+        raise RuntimeError(f'{source} holds a {type(checkpoint).__name__}, not a mapping of weights')
+    return checkpoint
+
+
+class OfficialLayout:
+    """How one family's released checkpoints name the weights of its backbone.
+
+    Args:
+        renames: Pairs of key beginnings (theirs, ours), the first that fits counts. ``#`` stands for a number; the
+            numbers of theirs fill ours in order, and surplus ones are dropped. Several of theirs may lead to one of
+            ours: the released files then hold one tensor under many names.
+        prefixes: What stands before the keys in files of detectors and segmenters.
+        landmark: The key that tells the backbone's place in a file.
+        classifier: Beginnings of the keys that a backbone has no use for.
+    """
+
+    def __init__(
+        self,
+        renames: Sequence[tuple[str, str]],
+        prefixes: Sequence[str],
+        landmark: str,
+        classifier: tuple[str, ...],
+    ) -> None:
+        self.renames = [(_pattern(theirs), ours) for theirs, ours in renames]
+        self.prefixes = [outer + inner for outer in ('', 'module.') for inner in ('', *prefixes)]
+        self.landmark = landmark
+        self.classifier = classifier
+
+    def backbone_weights(self, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The backbone's entries of a loaded file, with their official names, the classifier left out.
+
+        Raises:
+            ValueError: The file has no such backbone, or some of its entries are no tensors.
+        """
+        weights: Mapping[str, Any] = checkpoint
+        for key in ('model', 'state_dict'):
+            if isinstance(checkpoint.get(key), Mapping):
+                weights = checkpoint[key]
+                break
+        prefix = next((p for p in self.prefixes if p + self.landmark in weights), None)
+        if prefix is None:
+            raise ValueError(f'found no {self.landmark!r} in it, under any known prefix; {_keys(weights)}')
+        mine = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+        mine = {k: v for k, v in mine.items() if not k.startswith(self.classifier)}
+        no_tensors = [k for k, v in mine.items() if not isinstance(v, Tensor | np.ndarray)]
+        if no_tensors:
+            raise ValueError(f'these entries are no tensors; {_keys(no_tensors)}')
+        return {k: torch.as_tensor(v) for k, v in mine.items()}
+
+    def rename(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Official names to ours, each tensor once.
+
+        Raises:
+            ValueError: A key is none of the family's, or two names of one tensor hold different values.
+        """
+        renamed: dict[str, Tensor] = {}
+        origin: dict[str, str] = {}
+        unknown = []
+        disagreeing = []
+        for key, value in weights.items():
+            name = self._our_name(key)
+            if name is None:
+                unknown.append(key)
+            elif name in renamed and not torch.equal(renamed[name], value):
+                disagreeing += [origin[name], key]
+            else:
+                renamed.setdefault(name, value)
+                origin.setdefault(name, key)
+        if unknown:
+            raise ValueError(f'it has unexpected entries; {_keys(unknown)}')
+        if disagreeing:
+            raise ValueError(f'these entries are copies of one tensor and disagree; {_keys(disagreeing)}')
+        return renamed
+
+    def _our_name(self, key: str) -> str | None:
+        for pattern, ours in self.renames:
+            match = pattern.match(key)
+            if match:
+                for number in match.groups():
+                    ours = ours.replace('#', number, 1)
+                return ours + key[match.end() :]
+        return None
+
+
+def describe_mismatch(found: Mapping[str, torch.Size], expected: Mapping[str, torch.Size]) -> str:
+    """The keys in which two layouts differ, in words; empty if they are equal."""
+
+    def lines() -> Iterator[str]:
+        if missing := sorted(expected.keys() - found.keys()):
+            yield f'missing: {_keys(missing)}'
+        if unexpected := sorted(found.keys() - expected.keys()):
+            yield f'unexpected: {_keys(unexpected)}'
+        if misshapen := [
+            f'{key} {tuple(found[key])} instead of {tuple(shape)}'
+            for key, shape in expected.items()
+            if key in found and found[key] != shape
+        ]:
+            yield f'of another shape: {_keys(misshapen)}'
+
+    return '; '.join(lines())
+
+
+def log_line(message: str) -> None:
+    """One line to mmengine's current logger."""
+    print_log(message, logger='current')
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    return re.compile(re.escape(template).replace(r'\#', r'(\d+)'))
+
+
+def _keys(names, shown: int = 20) -> str:
+    names = list(names)
+    more = f' and {len(names) - shown} more' if len(names) > shown else ''
+    return f'{len(names)} keys: {", ".join(map(str, names[:shown]))}{more}'

@@ -1,0 +1,5 @@
+"""The backbones."""
+
+from mmvit.models.mpvit import MPViT
+
+__all__ = ['MPViT']

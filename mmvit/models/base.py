@@ -1,0 +1,204 @@
+"""What the backbones share: their contract with OpenMMLab, checked input, freezing, released weights."""
+
+from __future__ import annotations
+
+from abc import ABCMeta, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmvit.checkpoint import OfficialLayout, describe_mismatch, log_line, read_checkpoint
+
+
+class Backbone(BaseModule, metaclass=ABCMeta):
+    """A backbone that returns the feature maps of some of its four stages.
+
+    A subclass builds ``stem`` and ``stages`` (no more than ``out_indices`` needs) and declares ``stage_channels`` and
+    ``stage_strides`` of all four. Weights are initialised at construction; ``init_weights`` applies ``init_cfg``.
+
+    Args:
+        arch: Name of a variant in ``arch_zoo``, or a mapping with the same keys.
+        out_indices: Ascending indices of the stages whose maps are returned.
+        frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the first n stages: they stay in eval mode and
+            get no gradient.
+        drop_path_rate: Stochastic depth of the last block.
+        norm_eval: Keep batch norms in eval mode while training.
+        in_channels: Channels of the input.
+        init_cfg: mmengine's, or ``dict(type='mmvit.OfficialWeights', checkpoint=...)`` for a released file.
+    """
+
+    arch_zoo: ClassVar[dict[str, dict[str, Any]]]
+    official_layout: ClassVar[OfficialLayout]
+    num_stages: ClassVar[int] = 4
+    min_size: ClassVar[int] = 32
+
+    stem: nn.Module
+    stages: nn.ModuleList
+    stage_channels: tuple[int, ...]
+    stage_strides: tuple[int, ...]
+
+    def __init__(
+        self,
+        arch: str | Mapping[str, Any],
+        out_indices: Sequence[int],
+        frozen_stages: int,
+        drop_path_rate: float,
+        norm_eval: bool,
+        in_channels: int,
+        init_cfg: dict | list[dict] | None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.arch = self.resolve_arch(arch)
+        self.out_indices = self._checked_out_indices(out_indices)
+        if frozen_stages not in range(-1, self.num_stages + 1):
+            raise ValueError(f'frozen_stages must be -1 .. {self.num_stages}, not {frozen_stages!r}')
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate must be at least 0 and less than 1, not {drop_path_rate!r}')
+        if not isinstance(in_channels, int) or in_channels < 1:
+            raise ValueError(f'in_channels must be a positive integer, not {in_channels!r}')
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.in_channels = in_channels
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Feature maps (B, C_i, H_i, W_i) of an image batch (B, C, H, W), one per entry of ``out_indices``."""
+
+    @classmethod
+    @abstractmethod
+    def check_arch(cls, arch: Mapping[str, Any]) -> None:
+        """Raise ValueError if the values of an arch mapping contradict one another (its keys are checked already)."""
+
+    @property
+    def out_channels(self) -> tuple[int, ...]:
+        """Channels of the returned maps."""
+        return tuple(self.stage_channels[i] for i in self.out_indices)
+
+    @property
+    def out_strides(self) -> tuple[int, ...]:
+        """Strides of the returned maps against the input."""
+        return tuple(self.stage_strides[i] for i in self.out_indices)
+
+    def train(self, mode: bool = True):
+        """Set training mode, but for frozen parts and, with ``norm_eval``, batch norms."""
+        super().train(mode)
+        for part in [self.stem, *self.stages][: self.frozen_stages + 1]:
+            part.eval().requires_grad_(False)
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def init_weights(self) -> None:
+        """Apply ``init_cfg`` to the weights that the constructor initialised."""
+        if not self.init_cfg:
+            log_line(f'{type(self).__name__} has no init_cfg: it starts from random weights')
+        super().init_weights()
+
+    def load_official(self, checkpoint: str) -> None:
+        """Load a released file completely.
+
+        Stages that ``out_indices`` does not need are left out, which one line tells.
+
+        Args:
+            checkpoint: Path or http(s) address.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            RuntimeError: The file cannot be read safely.
+            ValueError: It is not a whole checkpoint of this family, or not of this arch.
+        """
+        loaded = read_checkpoint(checkpoint)
+        try:
+            weights = self.convert_official(loaded)
+        except ValueError as error:
+            raise ValueError(f'{checkpoint}: {error}') from error
+        own = self.state_dict()
+        not_built = tuple(f'stages.{i}.' for i in range(len(self.stages), self.num_stages))
+        fitting = {k: v for k, v in weights.items() if not k.startswith(not_built)} if not_built else weights
+        mismatch = describe_mismatch(_shapes(fitting), _shapes(own))
+        if mismatch:
+            raise ValueError(f'{checkpoint} does not fit this {type(self).__name__} ({self.arch}): {mismatch}')
+        self.load_state_dict(fitting, strict=True)
+        left_out = f', leaving out {", ".join(s.rstrip(".") for s in not_built)} (not built)' if not_built else ''
+        log_line(f'loaded {len(fitting)} tensors of {type(self).__name__} from {checkpoint}{left_out}')
+
+    @classmethod
+    def convert_official(cls, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The state dict of a released file's full backbone, for ``load_state_dict(..., strict=True)``.
+
+        Args:
+            checkpoint: A loaded file in any released shape: bare, or under ``model`` or ``state_dict``; with the
+                prefixes of detectors, segmenters or DataParallel; with or without the classifier.
+
+        Raises:
+            ValueError: The file is not one of this family's known archs, or copies of one tensor in it disagree; the
+                keys are named.
+        """
+        try:
+            weights = cls.official_layout.rename(cls.official_layout.backbone_weights(checkpoint))
+        except ValueError as error:
+            raise ValueError(f'not a released {cls.__name__} checkpoint: {error}') from None
+        shapes = _shapes(weights)
+        mismatches = {name: describe_mismatch(shapes, layout) for name, layout in _zoo_shapes(cls).items()}
+        if all(mismatches.values()):
+            nearest = max(mismatches, key=lambda name: len(shapes.items() & _zoo_shapes(cls)[name].items()))
+            raise ValueError(
+                f'not a released {cls.__name__} checkpoint: it is nearest to arch {nearest!r}, '
+                f'with these differences (names of mmvit): {mismatches[nearest]}'
+            )
+        return weights
+
+    @classmethod
+    def resolve_arch(cls, arch: str | Mapping[str, Any]) -> dict[str, Any]:
+        """The settings of an arch given by name or as a mapping, checked."""
+        names = ', '.join(map(repr, cls.arch_zoo))
+        if isinstance(arch, str):
+            if arch not in cls.arch_zoo:
+                raise ValueError(f'{cls.__name__} has no arch {arch!r}; it has {names}')
+            return dict(cls.arch_zoo[arch])
+        if not isinstance(arch, Mapping):
+            raise TypeError(f'arch must be one of {names}, or a dict, not {type(arch).__name__}')
+        expected = next(iter(cls.arch_zoo.values())).keys()
+        if missing := sorted(expected - arch.keys()):
+            raise ValueError(f'the arch dict of {cls.__name__} lacks {missing}')
+        if unknown := sorted(arch.keys() - expected):
+            raise ValueError(f'the arch dict of {cls.__name__} has unknown keys {unknown}; it takes {sorted(expected)}')
+        cls.check_arch(arch)
+        return dict(arch)
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise ValueError unless ``x`` is an image batch that this backbone can take."""
+        if x.ndim != 4:
+            raise ValueError(f'{type(self).__name__} takes images (B, C, H, W), not a tensor of shape {tuple(x.shape)}')
+        if x.shape[1] != self.in_channels:
+            raise ValueError(f'{type(self).__name__} was built for {self.in_channels} channels, not {x.shape[1]}')
+        if min(x.shape[2:]) < self.min_size:
+            raise ValueError(
+                f'{type(self).__name__} takes images of {self.min_size} pixels or more a side, not {tuple(x.shape[2:])}'
+            )
+
+    @classmethod
+    def _checked_out_indices(cls, out_indices: Sequence[int]) -> tuple[int, ...]:
+        indices = tuple(out_indices)
+        if not indices or any(i not in range(cls.num_stages) for i in indices):
+            raise ValueError(f'out_indices must name stages 0 .. {cls.num_stages - 1}, not {indices}')
+        if list(indices) != sorted(set(indices)):
+            raise ValueError(f'out_indices must be ascending, each stage once, not {indices}')
+        return indices
+
+
+@cache
+def _zoo_shapes(cls: Any) -> dict[str, dict[str, torch.Size]]:
+    with torch.device('meta'):
+        return {name: _shapes(cls(arch=name).state_dict()) for name in cls.arch_zoo}
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in weights.items()}

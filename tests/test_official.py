@@ -1,0 +1,208 @@
+"""Released checkpoints: exact outputs, every released shape, and nothing loaded silently or half."""
+
+import copy
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference_inputs
+import torch
+from mmdet.registry import MODELS as MMDET_MODELS
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.runner import load_checkpoint
+
+from mmvit.checkpoint import OfficialWeights, read_checkpoint
+
+
+def nested(weights, *, under=None, prefix='', extra=None):
+    """The shapes that released files have."""
+    renamed = {prefix + k: v for k, v in weights.items()} | (extra or {})
+    return {under: renamed, 'epoch': 3, 'optimizer': {'state': {}}} if under else renamed
+
+
+def without_classifier(family, weights):
+    return {k: v for k, v in weights.items() if not k.startswith(family.cls.official_layout.classifier)}
+
+
+def test_outputs_agree_with_the_authors_programs(family):
+    for golden in family.goldens():
+        arch = golden['model'].removeprefix(f'{family.key}_')
+        model = family.cls(arch, **golden['options']).eval()
+        weights = family.official(arch, golden['weight_seed'])
+        model.load_state_dict(family.cls.convert_official(weights), strict=True)
+        with torch.no_grad():
+            outs = model(
+                torch.from_numpy(reference_inputs.image(golden['size'], golden['batch'], golden['image_seed']))
+            )
+        for out, stage in zip(outs, golden['stages'], strict=True):
+            assert list(out.shape) == stage['shape']
+            error = np.abs(reference_inputs.sample(out.numpy()) - np.array(stage['samples'])).max()
+            assert error <= 1e-4 * stage['std'], (golden['model'], golden['size'])
+            assert abs(out.std(correction=0).item() - stage['std']) <= 1e-3 * stage['std']
+
+
+def test_every_arch_is_recognised(family):
+    for name in family.layouts():
+        arch = name.removeprefix(f'{family.key}_')
+        weights = family.cls.convert_official(family.official(arch))
+        with torch.device('meta'):
+            model = family.cls(arch)
+        assert {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in model.state_dict().items()}
+
+
+def small_arch(family):
+    return next(iter(family.parameters))
+
+
+@pytest.fixture
+def official(family):
+    return family.official(small_arch(family))
+
+
+PREFIXES = ['', 'module.', 'backbone.', 'module.backbone.', 'backbone.bottom_up.backbone.']
+
+
+@pytest.mark.parametrize('under', [None, 'model', 'state_dict'])
+@pytest.mark.parametrize('prefix', PREFIXES)
+def test_released_shapes(family, official, under, prefix):
+    expected = family.cls.convert_official(official)
+    extra = {'decode_head.conv_seg.weight': torch.zeros(3), 'proposal_generator.x': torch.zeros(1)} if prefix else {}
+    for weights in (official, without_classifier(family, official)):
+        converted = family.cls.convert_official(nested(weights, under=under, prefix=prefix, extra=extra))
+        assert converted.keys() == expected.keys()
+        assert all(torch.equal(converted[k], expected[k]) for k in expected)
+
+
+def test_numpy_arrays_are_taken(family, official):
+    converted = family.cls.convert_official({k: v.numpy() for k, v in official.items()})
+    assert all(isinstance(v, torch.Tensor) for v in converted.values())
+
+
+def test_disagreeing_copies_are_refused(family, official):
+    layout = family.cls.official_layout
+    names: dict[str, list[str]] = {}
+    for key in without_classifier(family, official):
+        names.setdefault(next(iter(layout.rename({key: official[key]}))), []).append(key)
+    copies = next((keys for keys in names.values() if len(keys) > 1), None)
+    if copies is None:
+        pytest.skip('no tensor stands in these files twice')
+    official[copies[-1]] = official[copies[-1]] + 1
+    with pytest.raises(ValueError, match='disagree') as error:
+        family.cls.convert_official(official)
+    assert copies[0] in str(error.value)
+    assert copies[-1] in str(error.value)
+
+
+def test_foreign_files_are_refused(family, official):
+    resnet = {'conv1.weight': torch.zeros(64, 3, 7, 7), 'fc.bias': torch.zeros(1000)}
+    landmark = family.cls.official_layout.landmark
+    bare = without_classifier(family, official)
+    a_key = next(k for k in bare if k != landmark and k.endswith('weight'))
+    for foreign, named in [
+        (resnet, 'conv1.weight'),
+        ({}, landmark),
+        ({k: v for k, v in bare.items() if k == landmark}, 'missing'),
+        ({**official, 'mystery.weight': torch.zeros(1)}, 'mystery.weight'),
+        ({**official, a_key: 'text'}, a_key),
+    ]:
+        with pytest.raises(ValueError, match=f'not a released {family.cls.__name__}') as error:
+            family.cls.convert_official(foreign)
+        assert named in str(error.value)
+
+
+def test_a_wrong_shape_or_a_missing_tensor_is_named(family, official):
+    model_keys = family.cls.convert_official(official).keys()
+    theirs = next(k for k in without_classifier(family, official) if 'stem' in k and k.endswith('0.conv.weight'))
+    ours = next(k for k in model_keys if 'stem' in k and k.endswith('0.conv.weight'))
+    for change in ({theirs: official[theirs][:-1]}, {theirs.replace('weight', 'wait'): official[theirs]}):
+        with pytest.raises(ValueError, match='not a released') as error:
+            family.cls.convert_official({**official, **change})
+        assert ours in str(error.value) or 'wait' in str(error.value)
+
+
+@pytest.fixture
+def released_file(family, official, tmp_path):
+    path = tmp_path / 'released.pth'
+    torch.save(nested(official, under='model'), path)
+    return str(path)
+
+
+def detector_config(family, **backbone):
+    config = Config.fromfile(f'configs/maskrcnn_{family.key}_t_digits.py').model
+    config.backbone.update(backbone)
+    return config
+
+
+def test_init_cfg_loads_a_released_file_into_a_detector(family, official, released_file):
+    config = detector_config(family, init_cfg=dict(type='mmvit.OfficialWeights', checkpoint=released_file))
+    detector = MMDET_MODELS.build(config)
+    detector.init_weights()
+    expected = family.cls.convert_official(official)
+    loaded = detector.backbone.state_dict()
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(loaded[k], expected[k]) for k in expected)
+
+
+def test_stages_not_built_are_left_out_in_one_line(family, official, released_file, caplog):
+    init_cfg = dict(type='OfficialWeights', checkpoint=released_file)
+    model = family.cls(small_arch(family), out_indices=(0, 1), init_cfg=init_cfg)
+    MMLogger.get_instance('mmvit-test', log_level='INFO')
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(caplog.handler)
+    with caplog.at_level(logging.INFO):
+        model.init_weights()
+    logger.removeHandler(caplog.handler)
+    lines = [r.getMessage() for r in caplog.records if 'leaving out' in r.getMessage()]
+    assert len(lines) == 1
+    assert 'stages.2, stages.3' in lines[0]
+    expected = family.cls.convert_official(official)
+    assert all(torch.equal(v, expected[k]) for k, v in model.state_dict().items())
+
+
+def test_weights_that_do_not_fit_are_an_error(family, official, released_file, tmp_path):
+    other_arch = list(family.parameters)[-1]
+    for kwargs in (dict(arch=other_arch), dict(arch=small_arch(family), in_channels=4)):
+        model = family.cls(**kwargs, init_cfg=dict(type='mmvit.OfficialWeights', checkpoint=released_file))
+        before = copy.deepcopy(model.state_dict())
+        with pytest.raises(ValueError, match='does not fit.*stem'):
+            model.init_weights()
+        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    partial = dict(list(official.items())[:-20])
+    torch.save({'model': partial}, tmp_path / 'partial.pth')
+    with pytest.raises(ValueError, match='missing'):
+        family.cls(small_arch(family)).load_official(str(tmp_path / 'partial.pth'))
+
+
+def test_initialiser_on_anything_else_says_where_it_belongs(released_file):
+    with pytest.raises(TypeError, match='init_cfg of one of'):
+        OfficialWeights(released_file)(torch.nn.Linear(1, 1))
+
+
+def test_pretrained_of_mmengine_loads_converted_files(family, official, tmp_path):
+    converted = family.cls.convert_official(official)
+    torch.save(converted, tmp_path / 'converted.pth')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'converted.pth'))
+    detector = MMDET_MODELS.build(detector_config(family, init_cfg=init_cfg))
+    detector.init_weights()
+    assert all(torch.equal(v, converted[k]) for k, v in detector.backbone.state_dict().items())
+    load_checkpoint(family.cls(small_arch(family)), str(tmp_path / 'converted.pth'), strict=True)
+
+
+def test_broken_files(family, released_file, tmp_path):
+    whole = Path(released_file).read_bytes()
+    (tmp_path / 'half.pth').write_bytes(whole[: len(whole) // 2])
+    (tmp_path / 'empty.pth').write_bytes(b'')
+    (tmp_path / 'text.pth').write_text('<html>sign in</html>')
+    model = family.cls(small_arch(family))
+    for name in ('half.pth', 'empty.pth', 'text.pth'):
+        with pytest.raises(RuntimeError, match='not a whole PyTorch checkpoint'):
+            model.load_official(str(tmp_path / name))
+    torch.save([1, 2], tmp_path / 'list.pth')
+    with pytest.raises(RuntimeError, match='not a mapping'):
+        model.load_official(str(tmp_path / 'list.pth'))
+    with pytest.raises(FileNotFoundError, match='nowhere.pth'):
+        model.load_official(str(tmp_path / 'nowhere.pth'))
+    with pytest.raises(RuntimeError, match='give the path of the file'):
+        read_checkpoint('http://localhost:9/released.pth')

@@ -1,0 +1,51 @@
+"""mmengine's own checkpoints load with torch's safe loading on, and code in a checkpoint still does not run."""
+
+import os
+from pickle import UnpicklingError
+
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer, MessageHub
+
+import mmvit  # noqa: F401  (puts mmengine's classes on the allow-list)
+
+
+class Asks:
+    """Pickles as a call of ``function(*args)``."""
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+def test_message_hub_survives(tmp_path):
+    hub = MessageHub.get_instance('safe-globals-test')
+    hub.update_scalar('train/loss', 1.5)
+    hub.update_scalar('train/loss', 2.5)
+    hub.update_info('epoch', 3)
+    torch.save({'message_hub': hub.state_dict(), 'weights': torch.ones(2)}, tmp_path / 'epoch_1.pth')
+    loaded = torch.load(tmp_path / 'epoch_1.pth', weights_only=True)
+    buffer = loaded['message_hub']['log_scalars']['train/loss']
+    assert isinstance(buffer, HistoryBuffer)
+    assert (buffer.mean(), buffer.min(), buffer.current()) == (2.0, 1.5, 2.5)
+    assert buffer.statistics('max') == 2.5
+
+
+@pytest.mark.parametrize(
+    'call',
+    [
+        Asks(getattr, HistoryBuffer, 'update'),
+        Asks(getattr, HistoryBuffer, '__init__'),
+        Asks(getattr, torch.Tensor, 'mean'),
+        Asks(os.system, 'touch ran'),
+        Asks(eval, '1'),
+    ],
+)
+def test_everything_else_stays_refused(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({'x': call}, tmp_path / 'hostile.pth')
+    with pytest.raises(UnpicklingError):
+        torch.load(tmp_path / 'hostile.pth', weights_only=True)
+    assert not (tmp_path / 'ran').exists()

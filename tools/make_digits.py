@@ -1,0 +1,152 @@
+"""Make the embedded data set: scanned handwritten digits composed onto crops of real photographs, in COCO format.
+
+The digits are scikit-learn's (1 797 scans of 8x8), the photographs scikit-image's. Boxes and masks come from the
+scans themselves. Train and val share neither a scan nor a photograph. The same arguments give the same files.
+
+    python tools/make_digits.py data/digits
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import skimage.data
+from pycocotools import mask as coco_mask
+from skimage.color import gray2rgb
+from skimage.io import imsave
+from skimage.transform import rescale, resize, rotate
+from skimage.util import img_as_float, img_as_ubyte
+from sklearn.datasets import load_digits
+
+PHOTOGRAPHS = {
+    'train': ('astronaut', 'brick', 'camera', 'cat', 'grass', 'hubble_deep_field', 'immunohistochemistry', 'moon'),
+    'val': ('coffee', 'gravel', 'rocket'),
+}
+SCANS = {'train': slice(0, 1400), 'val': slice(1400, 1797)}
+DIGITS_PER_IMAGE = (3, 7)
+DIGIT_SIDE = (24, 56)  # pixels of the 8x8 scan's side after enlarging
+MAX_ROTATION = 15  # degrees
+MIN_CONTRAST = 0.35  # of a digit's colour against the mean of what lies under it, per colour channel at best
+MASK_LEVEL = 0.5
+
+
+def main() -> None:
+    args = parse_args()
+    for split, count in (('train', args.train), ('val', args.val)):
+        make_split(args.out, split, count, args.size, np.random.default_rng([args.seed, split == 'val']))
+    print(f'{args.out}: {args.train} train and {args.val} val images of {args.size}x{args.size}')
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('out', type=Path, help='folder to write (replaced if it exists)')
+    parser.add_argument('--train', type=int, default=1000, help='training images (default: %(default)s)')
+    parser.add_argument('--val', type=int, default=100, help='held-out images (default: %(default)s)')
+    parser.add_argument('--size', type=int, default=128, help='side of an image in pixels (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=0)
+    args = parser.parse_args()
+    if args.size < 2 * DIGIT_SIDE[1]:
+        parser.error(f'--size must be {2 * DIGIT_SIDE[1]} or more, to hold the digits')
+    if min(args.train, args.val) < 1:
+        parser.error('--train and --val must be 1 or more')
+    return args
+
+
+def make_split(out: Path, split: str, count: int, size: int, rng: np.random.Generator) -> None:
+    """Write the images and annotation file of one split; a half-written one is never taken for whole."""
+    photographs = [load_photograph(name) for name in PHOTOGRAPHS[split]]
+    bunch = load_digits()
+    scans, labels = bunch.images[SCANS[split]] / 16, bunch.target[SCANS[split]]
+    annotation_file = out / 'annotations' / f'instances_{split}.json'
+    annotation_file.parent.mkdir(parents=True, exist_ok=True)
+    annotation_file.unlink(missing_ok=True)
+    shutil.rmtree(out / split, ignore_errors=True)
+    (out / split).mkdir()
+
+    images: list[dict] = []
+    annotations: list[dict] = []
+    for image_id in range(1, count + 1):
+        image, instances = compose(photographs, scans, labels, size, rng)
+        file_name = f'{image_id:06d}.png'
+        imsave(out / split / file_name, img_as_ubyte(image), check_contrast=False)
+        images.append({'id': image_id, 'file_name': file_name, 'height': size, 'width': size})
+        annotations += [{'id': len(annotations) + i, 'image_id': image_id, **a} for i, a in enumerate(instances, 1)]
+    categories = [{'id': digit, 'name': str(digit)} for digit in range(10)]
+    coco = {'images': images, 'annotations': annotations, 'categories': categories}
+    annotation_file.write_text(json.dumps(coco))
+
+
+def load_photograph(name: str) -> np.ndarray:
+    """An RGB photograph in 0..1, shrunk so that a crop shows a scene and not a smear."""
+    image = img_as_float(getattr(skimage.data, name)())
+    image = gray2rgb(image) if image.ndim == 2 else image[..., :3]
+    return rescale(image, min(1, 400 / min(image.shape[:2])), channel_axis=2, anti_aliasing=True)
+
+
+def compose(
+    photographs: list[np.ndarray], scans: np.ndarray, labels: np.ndarray, size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, list[dict]]:
+    """One image (size, size, 3) in 0..1, and its COCO annotations without ids."""
+    image = random_crop(photographs[rng.integers(len(photographs))], size, rng)
+    free = np.ones((size, size), bool)
+    annotations: list[dict] = []
+    for index in rng.choice(len(scans), rng.integers(DIGITS_PER_IMAGE[0], DIGITS_PER_IMAGE[1] + 1), replace=False):
+        alpha = enlarge(scans[index], rng)
+        for top, left in random_places(alpha.shape, size, rng):
+            place = np.s_[top : top + alpha.shape[0], left : left + alpha.shape[1]]
+            if free[place].all():
+                colour = contrasting_colour(image[place], rng)
+                image[place] += alpha[..., None] * (colour - image[place])
+                free[place] = False
+                annotations.append(annotate(alpha, top, left, size, int(labels[index])))
+                break
+    return image, annotations
+
+
+def random_crop(photograph: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    top, left = (rng.integers(n - size + 1) for n in photograph.shape[:2])
+    crop = photograph[top : top + size, left : left + size].copy()
+    return crop[:, ::-1].copy() if rng.random() < 0.5 else crop
+
+
+def enlarge(scan: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A scan (8, 8) as an opacity map in 0..1 of random size and tilt, cut to where it shows."""
+    side = rng.integers(DIGIT_SIDE[0], DIGIT_SIDE[1] + 1)
+    alpha = rotate(resize(scan, (side, side), order=3), rng.uniform(-MAX_ROTATION, MAX_ROTATION), resize=True, order=3)
+    alpha = np.clip((alpha - 0.3) / 0.4, 0, 1)
+    rows, columns = (np.flatnonzero((alpha > MASK_LEVEL).any(axis)) for axis in (1, 0))
+    return alpha[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def random_places(shape: tuple[int, ...], size: int, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
+    """Some random places for something of this shape; a crowded image may have none left that is free."""
+    for _ in range(20):
+        yield int(rng.integers(size - shape[0] + 1)), int(rng.integers(size - shape[1] + 1))
+
+
+def contrasting_colour(under: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A random RGB colour that can be told from the pixels (H, W, 3) it is laid on."""
+    while True:
+        colour = rng.random(3)
+        if np.abs(colour - under.mean((0, 1))).max() >= MIN_CONTRAST:
+            return colour
+
+
+def annotate(alpha: np.ndarray, top: int, left: int, size: int, digit: int) -> dict:
+    mask = np.zeros((size, size), np.uint8, order='F')
+    mask[top : top + alpha.shape[0], left : left + alpha.shape[1]] = alpha > MASK_LEVEL
+    rle = coco_mask.encode(mask)
+    return {
+        'category_id': digit,
+        'bbox': coco_mask.toBbox(rle).tolist(),
+        'area': int(mask.sum()),
+        'iscrowd': 0,
+        'segmentation': {'size': rle['size'], 'counts': rle['counts'].decode()},
+    }
+
+
+if __name__ == '__main__':
+    main()

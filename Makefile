@@ -4,6 +4,10 @@ BIN := .venv/bin
 READY := .venv/ready
 CONFIG := maskrcnn_mpvit_t_digits
 WORK := work_dirs/$(CONFIG)
+PLOT := $(BIN)/mim run mmdet analyze_logs plot_curve
+
+# What these packages say of one another on every start; it helps nobody here.
+export PYTHONWARNINGS := ignore
 
 .PHONY: demo test test-fast lint pins
 .DELETE_ON_ERROR:
@@ -11,9 +15,13 @@ WORK := work_dirs/$(CONFIG)
 demo: $(READY) data/digits/annotations/instances_val.json
 	rm -rf $(WORK)
 	$(BIN)/mim train mmdet configs/$(CONFIG).py --work-dir $(WORK)
-	$(BIN)/mim test mmdet configs/$(CONFIG).py --checkpoint $$(cat $(WORK)/last_checkpoint) \
-	    --work-dir $(WORK)/test --show-dir pictures
-	$(BIN)/python tools/plot_training.py $(WORK)
+	$(BIN)/mim test mmdet configs/$(CONFIG).py --checkpoint "$$(cat $(WORK)/last_checkpoint)" --work-dir $(WORK)/test
+	$(PLOT) $(WORK)/2*/vis_data/scalars.json --style whitegrid --out $(WORK)/loss.png --title 'training' \
+	    --keys loss loss_cls loss_bbox loss_mask --legend 'all losses' 'class' 'box' 'mask'
+	$(PLOT) $(WORK)/2*/vis_data/scalars.json --style whitegrid --out $(WORK)/ap.png --title 'held-out images' \
+	    --keys bbox_mAP_50 segm_mAP_50 --legend 'box AP50' 'mask AP50'
+	$(BIN)/python tools/draw_predictions.py configs/$(CONFIG).py "$$(cat $(WORK)/last_checkpoint)" $(WORK)/predictions.png
+	@printf '\nLook at:\n%s\n' $(WORK)/predictions.png $(WORK)/loss.png $(WORK)/ap.png
 
 test: lint
 	$(BIN)/pytest

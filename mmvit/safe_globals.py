@@ -1,14 +1,14 @@
 """Lets torch's safe loading read mmengine's own checkpoints.
 
 Since torch 2.6, ``torch.load`` unpickles only what is on its allow-list. An mmengine checkpoint also holds the
-message hub: ``HistoryBuffer`` objects and the NumPy arrays in them. Their classes are added here, and nothing else.
+message hub: ``HistoryBuffer`` objects and NumPy arrays and scalars (metrics). Their classes are added here, and nothing else.
 """
 
 from pickle import UnpicklingError
 
 import numpy as np
 from mmengine.logging import HistoryBuffer
-from numpy._core.multiarray import _reconstruct
+from numpy._core.multiarray import _reconstruct, scalar
 from torch.serialization import add_safe_globals
 
 HISTORY_STATISTICS = ('min', 'max', 'mean', 'current')
@@ -35,8 +35,10 @@ def allow_mmengine_checkpoints() -> None:
             np.dtypes.Float64DType,
             np.dtypes.Int64DType,
             _reconstruct,
-            # Pickles written by NumPy 1 name the same function by its old place.
+            scalar,
+            # Pickles written by NumPy 1 name the same functions by their old place.
             (_reconstruct, 'numpy.core.multiarray._reconstruct'),
+            (scalar, 'numpy.core.multiarray.scalar'),
             (history_buffer_getattr, 'builtins.getattr'),
         ]
     )

@@ -1,8 +1,10 @@
-# make demo: train, test and draw a detector on the embedded data. make test: everything CI runs.
+# make demo: train, test and draw a detector on the embedded data (BACKBONE=mpvit_t, regionvit_t or pyramid_tnt_t).
+# make test: everything CI runs.
 PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/ready
-CONFIG := maskrcnn_mpvit_t_digits
+BACKBONE := mpvit_t
+CONFIG := maskrcnn_$(BACKBONE)_digits
 WORK := work_dirs/$(CONFIG)
 PLOT := $(BIN)/mim run mmdet analyze_logs plot_curve
 

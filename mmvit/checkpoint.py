@@ -76,11 +76,12 @@ class OfficialLayout:
 
     Args:
         renames: Pairs of key beginnings (theirs, ours), the first that fits counts. ``#`` stands for a number; the
-            numbers of theirs fill ours in order, and surplus ones are dropped. Several of theirs may lead to one of
-            ours: the released files then hold one tensor under many names.
+            numbers of theirs fill ours in order (``#+1``: plus one), and surplus ones are dropped. Several of theirs
+            may lead to one of ours: the released files then hold one tensor under many names.
         prefixes: What stands before the keys in files of detectors and segmenters.
         landmark: The key that tells the backbone's place in a file.
         classifier: Beginnings of the keys that a backbone has no use for.
+        optional: Part of our names of weights that only some of the family's files have.
     """
 
     def __init__(
@@ -89,11 +90,13 @@ class OfficialLayout:
         prefixes: Sequence[str],
         landmark: str,
         classifier: tuple[str, ...],
+        optional: str | None = None,
     ) -> None:
         self.renames = [(_pattern(theirs), ours) for theirs, ours in renames]
         self.prefixes = [outer + inner for outer in ('', 'module.') for inner in ('', *prefixes)]
         self.landmark = landmark
         self.classifier = classifier
+        self.optional = optional
 
     def backbone_weights(self, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
         """The backbone's entries of a loaded file, with their official names, the classifier left out.
@@ -130,23 +133,31 @@ class OfficialLayout:
             name = self._our_name(key)
             if name is None:
                 unknown.append(key)
-            elif name in renamed and not torch.equal(renamed[name], value):
+                continue
+            if 'norm' in name and value.ndim > 1:
+                value = value.flatten()  # some are stored as (1, C, 1, 1)
+            if name not in renamed:
+                renamed[name], origin[name] = value, key
+            elif not torch.equal(renamed[name], value):
                 disagreeing += [origin[name], key]
-            else:
-                renamed.setdefault(name, value)
-                origin.setdefault(name, key)
         if unknown:
             raise ValueError(f'it has unexpected entries; {_keys(unknown)}')
         if disagreeing:
             raise ValueError(f'these entries are copies of one tensor and disagree; {_keys(disagreeing)}')
         return renamed
 
+    def expected(self, own: Mapping[str, torch.Size], found: Mapping[str, torch.Size]) -> Mapping[str, torch.Size]:
+        """What of a model's own layout a file must have: all of it, but optional weights only if it has some."""
+        if self.optional is None or any(self.optional in name for name in found):
+            return own
+        return {name: shape for name, shape in own.items() if self.optional not in name}
+
     def _our_name(self, key: str) -> str | None:
         for pattern, ours in self.renames:
             match = pattern.match(key)
             if match:
                 for number in match.groups():
-                    ours = ours.replace('#', number, 1)
+                    ours = _fill(ours, int(number))
                 return ours + key[match.end() :]
         return None
 
@@ -172,6 +183,11 @@ def describe_mismatch(found: Mapping[str, torch.Size], expected: Mapping[str, to
 def log_line(message: str) -> None:
     """One line to mmengine's current logger."""
     print_log(message, logger='current')
+
+
+def _fill(template: str, number: int) -> str:
+    """The template with its first number filled in: ``#``, ``#+1`` or ``#-1``."""
+    return re.sub(r'#([+-]1)?', lambda match: str(number + int(match[1] or 0)), template, count=1)
 
 
 def _pattern(template: str) -> re.Pattern[str]:

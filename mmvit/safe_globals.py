@@ -1,7 +1,7 @@
 """Lets torch's safe loading read mmengine's own checkpoints.
 
 Since torch 2.6, ``torch.load`` unpickles only what is on its allow-list. An mmengine checkpoint also holds the
-message hub: ``HistoryBuffer`` objects and NumPy arrays and scalars (metrics). Their classes are added here, and nothing else.
+message hub: ``HistoryBuffer`` objects, NumPy arrays and NumPy scalars. Their classes are added here, and nothing else.
 """
 
 from pickle import UnpicklingError

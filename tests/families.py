@@ -1,16 +1,16 @@
-"""What the parametrised tests know of each backbone family: a new one adds a line to FAMILIES and its data files."""
+"""What the parametrised tests know of each backbone family: a new one adds an entry to FAMILIES and its data files."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import reference_inputs
 import torch
 
-from mmvit.models import MPViT
+from mmvit.models import MPViT, PyramidTNT, RegionViT
 from mmvit.models.base import Backbone
 
 DATA = Path(__file__).parent / 'data'
@@ -19,12 +19,29 @@ DATA = Path(__file__).parent / 'data'
 @dataclass(frozen=True)
 class Family:
     cls: type[Backbone]
-    key: str  # of the data files and of the layouts' names
+    name: str  # in the configs
     small: dict[str, Any]  # a quick arch
     parameters: dict[str, int]  # of each arch, with the 1000-class head
+    prefixes: tuple[str, ...]  # of the keys in released files of detectors and segmenters
+    has_batch_norm: bool = True
+    head_norm: bool = True  # a layer norm stands before the classifier
+    classification: dict[str, Any] = field(default_factory=dict)  # options of the classification network
+
+    @property
+    def key(self) -> str:
+        """Of the data files and of the layouts' names."""
+        return self.cls.__name__.lower()
+
+    @property
+    def digits_config(self) -> str:
+        return f'configs/maskrcnn_{self.name}_t_digits.py'
+
+    @property
+    def smallest(self) -> str:
+        return next(iter(self.parameters))
 
     def build(self, **kwargs: Any) -> Backbone:
-        """The quick arch with fixed random weights and batch statistics that are not trivial."""
+        """The quick arch with fixed random weights, and batch statistics that are not trivial."""
         torch.manual_seed(0)
         model = self.cls(**{'arch': self.small, **kwargs})
         for name, buffer in model.named_buffers():
@@ -33,14 +50,16 @@ class Family:
         return model
 
     def layouts(self) -> dict[str, dict[str, list[int]]]:
-        return json.loads((DATA / f'layouts_{self.key}.json').read_text())
+        """{arch, or arch+option: {key: shape}} of the released files."""
+        layouts = json.loads((DATA / f'layouts_{self.key}.json').read_text())
+        return {name.removeprefix(f'{self.key}_'): layout for name, layout in layouts.items()}
 
     def goldens(self) -> list[dict[str, Any]]:
         return json.loads((DATA / f'goldens_{self.key}.json').read_text())
 
-    def official(self, arch: str, seed: int = 0) -> dict[str, torch.Tensor]:
-        """A released checkpoint of this arch, with formula-made weights."""
-        arrays = reference_inputs.official_state_dict(self.layouts()[f'{self.key}_{arch}'], seed)
+    def official(self, layout: str, seed: int = 0) -> dict[str, torch.Tensor]:
+        """A released checkpoint of this layout, with formula-made weights."""
+        arrays = reference_inputs.official_state_dict(self.layouts()[layout], seed)
         return {k: torch.from_numpy(v) for k, v in arrays.items()}
 
 
@@ -50,5 +69,46 @@ FAMILIES = [
         'mpvit',
         small=dict(embed_dims=(16, 24, 32, 40), num_layers=(1, 2, 1, 1), num_paths=(2, 3, 1, 2), mlp_ratio=2),
         parameters=dict(tiny=5_843_736, xsmall=10_573_448, small=22_892_400, base=74_845_976),
+        prefixes=('backbone.', 'backbone.bottom_up.backbone.'),
+        head_norm=False,
+    ),
+    Family(
+        PyramidTNT,
+        'pyramid_tnt',
+        small=dict(
+            inner_dims=(4, 8, 8, 8),
+            outer_dims=(32, 48, 64, 64),
+            inner_heads=(1, 2, 2, 2),
+            outer_heads=(2, 2, 4, 4),
+            depths=(2, 7, 1, 1),
+            img_size=64,
+        ),
+        parameters=dict(tiny=10_578_529, small=31_953_200, medium=84_943_572, base=156_990_072),
+        prefixes=('backbone.',),
+    ),
+    Family(
+        RegionViT,
+        'regionvit',
+        small=dict(
+            embed_dims=(16, 32, 64, 128),
+            num_heads=(2, 2, 4, 4),
+            depths=(1, 2, 2, 1),
+            window=4,
+            three_convs=True,
+            peg=True,
+        ),
+        parameters=dict(
+            tiny=13_842_676,
+            small=30_586_618,
+            medium=41_215_906,
+            base=72_747_232,
+            small_w14=31_354_714,
+            small_w14_peg=31_367_674,
+            base_w14=73_825_120,
+            base_w14_peg=73_842_400,
+        ),
+        prefixes=('backbone.', 'backbone.bottom_up.model.'),
+        has_batch_norm=False,
+        classification=dict(det_norm=False),
     ),
 ]

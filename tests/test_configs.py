@@ -21,6 +21,7 @@ PUBLISHED_PARAMETERS = {  # millions
     'maskrcnn_mpvit_xs': 30,
     'maskrcnn_mpvit_s': 43,
     'maskrcnn_mpvit_b': 95,
+    'maskrcnn_regionvit_s': 50.1,
 }
 
 
@@ -100,10 +101,10 @@ def test_recipe_of_the_paper():
 
 
 @pytest.mark.parametrize('size', [(64, 96), (97, 65)])
-def test_training_step_and_prediction(size):
-    """The digits detector on one image whose size no stride divides."""
+def test_training_step_and_prediction(family, size):
+    """The digits detector on one image, at a second size that no stride divides."""
     torch.manual_seed(0)
-    detector = MODELS.build(Config.fromfile('configs/maskrcnn_mpvit_t_digits.py').model)
+    detector = MODELS.build(Config.fromfile(family.digits_config).model)
     data = dict(inputs=[torch.randint(256, (3, *size), dtype=torch.uint8)], data_samples=[sample(size)])
     losses = detector.train().forward(**detector.data_preprocessor(data, True), mode='loss')
     total, parts = detector.parse_losses(losses)

@@ -29,8 +29,9 @@ def without_classifier(family, weights):
 def test_outputs_agree_with_the_authors_programs(family):
     for golden in family.goldens():
         arch = golden['model'].removeprefix(f'{family.key}_')
-        model = family.cls(arch, **golden['options']).eval()
-        weights = family.official(arch, golden['weight_seed'])
+        options = {**family.classification, **golden['options']}
+        model = family.cls(arch, **options).eval()
+        weights = family.official('+'.join([arch, *golden['options']]), golden['weight_seed'])
         model.load_state_dict(family.cls.convert_official(weights), strict=True)
         with torch.no_grad():
             outs = model(
@@ -44,35 +45,29 @@ def test_outputs_agree_with_the_authors_programs(family):
 
 
 def test_every_arch_is_recognised(family):
-    for name in family.layouts():
-        arch = name.removeprefix(f'{family.key}_')
-        weights = family.cls.convert_official(family.official(arch))
+    for layout in family.layouts():
+        weights = family.cls.convert_official(family.official(layout))
+        arch, *options = layout.split('+')
         with torch.device('meta'):
-            model = family.cls(arch)
+            model = family.cls(arch, **{**family.classification, **dict.fromkeys(options, True)})
         assert {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in model.state_dict().items()}
-
-
-def small_arch(family):
-    return next(iter(family.parameters))
 
 
 @pytest.fixture
 def official(family):
-    return family.official(small_arch(family))
-
-
-PREFIXES = ['', 'module.', 'backbone.', 'module.backbone.', 'backbone.bottom_up.backbone.']
+    return family.official(family.smallest)
 
 
 @pytest.mark.parametrize('under', [None, 'model', 'state_dict'])
-@pytest.mark.parametrize('prefix', PREFIXES)
-def test_released_shapes(family, official, under, prefix):
+def test_released_shapes(family, official, under):
     expected = family.cls.convert_official(official)
-    extra = {'decode_head.conv_seg.weight': torch.zeros(3), 'proposal_generator.x': torch.zeros(1)} if prefix else {}
-    for weights in (official, without_classifier(family, official)):
-        converted = family.cls.convert_official(nested(weights, under=under, prefix=prefix, extra=extra))
-        assert converted.keys() == expected.keys()
-        assert all(torch.equal(converted[k], expected[k]) for k in expected)
+    for prefix in ('', 'module.', *family.prefixes, *('module.' + p for p in family.prefixes)):
+        heads = {'decode_head.conv_seg.weight': torch.zeros(3), 'proposal_generator.x': torch.zeros(1)}
+        extra = heads if prefix.endswith(family.prefixes) else {}
+        for weights in (official, without_classifier(family, official)):
+            converted = family.cls.convert_official(nested(weights, under=under, prefix=prefix, extra=extra))
+            assert converted.keys() == expected.keys(), prefix
+            assert all(torch.equal(converted[k], expected[k]) for k in expected), prefix
 
 
 def test_numpy_arrays_are_taken(family, official):
@@ -114,12 +109,15 @@ def test_foreign_files_are_refused(family, official):
 
 def test_a_wrong_shape_or_a_missing_tensor_is_named(family, official):
     model_keys = family.cls.convert_official(official).keys()
-    theirs = next(k for k in without_classifier(family, official) if 'stem' in k and k.endswith('0.conv.weight'))
-    ours = next(k for k in model_keys if 'stem' in k and k.endswith('0.conv.weight'))
-    for change in ({theirs: official[theirs][:-1]}, {theirs.replace('weight', 'wait'): official[theirs]}):
+    layout = family.cls.official_layout
+    theirs = next(k for k in without_classifier(family, official) if 'fc1' in k)
+    (ours,) = layout.rename({theirs: official[theirs]})
+    assert ours in model_keys
+    without = {k: v for k, v in official.items() if k != theirs}
+    for broken in ({**official, theirs: official[theirs][:-1]}, without):
         with pytest.raises(ValueError, match='not a released') as error:
-            family.cls.convert_official({**official, **change})
-        assert ours in str(error.value) or 'wait' in str(error.value)
+            family.cls.convert_official(broken)
+        assert ours in str(error.value)
 
 
 @pytest.fixture
@@ -130,7 +128,9 @@ def released_file(family, official, tmp_path):
 
 
 def detector_config(family, **backbone):
-    config = Config.fromfile(f'configs/maskrcnn_{family.key}_t_digits.py').model
+    config = Config.fromfile(family.digits_config).model
+    config.backbone.update(family.classification)
+    config.backbone.pop('img_size', None)  # position tables as released
     config.backbone.update(backbone)
     return config
 
@@ -147,7 +147,7 @@ def test_init_cfg_loads_a_released_file_into_a_detector(family, official, releas
 
 def test_stages_not_built_are_left_out_in_one_line(family, official, released_file, caplog):
     init_cfg = dict(type='OfficialWeights', checkpoint=released_file)
-    model = family.cls(small_arch(family), out_indices=(0, 1), init_cfg=init_cfg)
+    model = family.cls(family.smallest, out_indices=(0, 1), init_cfg=init_cfg, **family.classification)
     MMLogger.get_instance('mmvit-test', log_level='INFO')
     logger = MMLogger.get_current_instance()
     logger.addHandler(caplog.handler)
@@ -162,17 +162,18 @@ def test_stages_not_built_are_left_out_in_one_line(family, official, released_fi
 
 
 def test_weights_that_do_not_fit_are_an_error(family, official, released_file, tmp_path):
-    other_arch = list(family.parameters)[-1]
-    for kwargs in (dict(arch=other_arch), dict(arch=small_arch(family), in_channels=4)):
-        model = family.cls(**kwargs, init_cfg=dict(type='mmvit.OfficialWeights', checkpoint=released_file))
+    other_arch = list(family.parameters)[1]
+    for kwargs in (dict(arch=other_arch), dict(arch=family.smallest, in_channels=4)):
+        init_cfg = dict(type='mmvit.OfficialWeights', checkpoint=released_file)
+        model = family.cls(**kwargs, **family.classification, init_cfg=init_cfg)
         before = copy.deepcopy(model.state_dict())
-        with pytest.raises(ValueError, match='does not fit.*stem'):
+        with pytest.raises(ValueError, match=r'does not fit.*(stem|stages)\.'):
             model.init_weights()
         assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     partial = dict(list(official.items())[:-20])
     torch.save({'model': partial}, tmp_path / 'partial.pth')
     with pytest.raises(ValueError, match='missing'):
-        family.cls(small_arch(family)).load_official(str(tmp_path / 'partial.pth'))
+        family.cls(family.smallest).load_official(str(tmp_path / 'partial.pth'))
 
 
 def test_initialiser_on_anything_else_says_where_it_belongs(released_file):
@@ -187,7 +188,8 @@ def test_pretrained_of_mmengine_loads_converted_files(family, official, tmp_path
     detector = MMDET_MODELS.build(detector_config(family, init_cfg=init_cfg))
     detector.init_weights()
     assert all(torch.equal(v, converted[k]) for k, v in detector.backbone.state_dict().items())
-    load_checkpoint(family.cls(small_arch(family)), str(tmp_path / 'converted.pth'), strict=True)
+    model = family.cls(family.smallest, **family.classification)
+    load_checkpoint(model, str(tmp_path / 'converted.pth'), strict=True)
 
 
 def test_broken_files(family, released_file, tmp_path):
@@ -195,7 +197,7 @@ def test_broken_files(family, released_file, tmp_path):
     (tmp_path / 'half.pth').write_bytes(whole[: len(whole) // 2])
     (tmp_path / 'empty.pth').write_bytes(b'')
     (tmp_path / 'text.pth').write_text('<html>sign in</html>')
-    model = family.cls(small_arch(family))
+    model = family.cls(family.smallest)
     for name in ('half.pth', 'empty.pth', 'text.pth'):
         with pytest.raises(RuntimeError, match='not a whole PyTorch checkpoint'):
             model.load_official(str(tmp_path / name))

@@ -25,7 +25,7 @@ PHOTOGRAPHS = {
     'train': ('astronaut', 'brick', 'camera', 'cat', 'grass', 'hubble_deep_field', 'immunohistochemistry', 'moon'),
     'val': ('coffee', 'gravel', 'rocket'),
 }
-SCANS = {'train': slice(0, 1400), 'val': slice(1400, 1797)}
+SCANS = {'train': range(1400), 'val': range(1400, 1797)}
 DIGITS_PER_IMAGE = (3, 7)
 DIGIT_SIDE = (24, 56)  # pixels of the 8x8 scan's side after enlarging
 MAX_ROTATION = 15  # degrees
@@ -43,7 +43,7 @@ def main() -> None:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('out', type=Path, help='folder to write (replaced if it exists)')
-    parser.add_argument('--train', type=int, default=1000, help='training images (default: %(default)s)')
+    parser.add_argument('--train', type=int, default=1200, help='training images (default: %(default)s)')
     parser.add_argument('--val', type=int, default=100, help='held-out images (default: %(default)s)')
     parser.add_argument('--size', type=int, default=128, help='side of an image in pixels (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0)
@@ -57,9 +57,8 @@ def parse_args() -> argparse.Namespace:
 
 def make_split(out: Path, split: str, count: int, size: int, rng: np.random.Generator) -> None:
     """Write the images and annotation file of one split; a half-written one is never taken for whole."""
-    photographs = [load_photograph(name) for name in PHOTOGRAPHS[split]]
-    bunch = load_digits()
-    scans, labels = bunch.images[SCANS[split]] / 16, bunch.target[SCANS[split]]
+    photographs = {name: load_photograph(name) for name in PHOTOGRAPHS[split]}
+    scans, labels = load_digits().images / 16, load_digits().target
     annotation_file = out / 'annotations' / f'instances_{split}.json'
     annotation_file.parent.mkdir(parents=True, exist_ok=True)
     annotation_file.unlink(missing_ok=True)
@@ -69,11 +68,15 @@ def make_split(out: Path, split: str, count: int, size: int, rng: np.random.Gene
     images: list[dict] = []
     annotations: list[dict] = []
     for image_id in range(1, count + 1):
-        image, instances = compose(photographs, scans, labels, size, rng)
+        photograph = str(rng.choice(PHOTOGRAPHS[split]))
+        image = random_crop(photographs[photograph], size, rng)
+        placed = lay_on(image, scans, SCANS[split], rng)
         file_name = f'{image_id:06d}.png'
         imsave(out / split / file_name, img_as_ubyte(image), check_contrast=False)
-        images.append({'id': image_id, 'file_name': file_name, 'height': size, 'width': size})
-        annotations += [{'id': len(annotations) + i, 'image_id': image_id, **a} for i, a in enumerate(instances, 1)]
+        images.append({'id': image_id, 'file_name': file_name, 'height': size, 'width': size, 'photograph': photograph})
+        for scan, mask in placed:
+            ids = {'id': len(annotations) + 1, 'image_id': image_id, 'scan': scan, 'category_id': int(labels[scan])}
+            annotations.append({**ids, **encode(mask)})
     categories = [{'id': digit, 'name': str(digit)} for digit in range(10)]
     coco = {'images': images, 'annotations': annotations, 'categories': categories}
     annotation_file.write_text(json.dumps(coco))
@@ -86,24 +89,24 @@ def load_photograph(name: str) -> np.ndarray:
     return rescale(image, min(1, 400 / min(image.shape[:2])), channel_axis=2, anti_aliasing=True)
 
 
-def compose(
-    photographs: list[np.ndarray], scans: np.ndarray, labels: np.ndarray, size: int, rng: np.random.Generator
-) -> tuple[np.ndarray, list[dict]]:
-    """One image (size, size, 3) in 0..1, and its COCO annotations without ids."""
-    image = random_crop(photographs[rng.integers(len(photographs))], size, rng)
-    free = np.ones((size, size), bool)
-    annotations: list[dict] = []
-    for index in rng.choice(len(scans), rng.integers(DIGITS_PER_IMAGE[0], DIGITS_PER_IMAGE[1] + 1), replace=False):
-        alpha = enlarge(scans[index], rng)
-        for top, left in random_places(alpha.shape, size, rng):
+def lay_on(
+    image: np.ndarray, scans: np.ndarray, allowed: range, rng: np.random.Generator
+) -> list[tuple[int, np.ndarray]]:
+    """Draw some digits on an image (size, size, 3) in 0..1, in place; each one's scan and mask (size, size)."""
+    free = np.ones(image.shape[:2], bool)
+    placed = []
+    for scan in rng.choice(allowed, rng.integers(DIGITS_PER_IMAGE[0], DIGITS_PER_IMAGE[1] + 1), replace=False):
+        alpha = enlarge(scans[scan], rng)
+        for top, left in random_places(alpha.shape, len(image), rng):
             place = np.s_[top : top + alpha.shape[0], left : left + alpha.shape[1]]
             if free[place].all():
-                colour = contrasting_colour(image[place], rng)
-                image[place] += alpha[..., None] * (colour - image[place])
+                image[place] += alpha[..., None] * (contrasting_colour(image[place], rng) - image[place])
                 free[place] = False
-                annotations.append(annotate(alpha, top, left, size, int(labels[index])))
+                mask = np.zeros(free.shape, np.uint8, order='F')
+                mask[place] = alpha > MASK_LEVEL
+                placed.append((int(scan), mask))
                 break
-    return image, annotations
+    return placed
 
 
 def random_crop(photograph: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -135,12 +138,10 @@ def contrasting_colour(under: np.ndarray, rng: np.random.Generator) -> np.ndarra
             return colour
 
 
-def annotate(alpha: np.ndarray, top: int, left: int, size: int, digit: int) -> dict:
-    mask = np.zeros((size, size), np.uint8, order='F')
-    mask[top : top + alpha.shape[0], left : left + alpha.shape[1]] = alpha > MASK_LEVEL
+def encode(mask: np.ndarray) -> dict:
+    """What a COCO annotation says of a mask."""
     rle = coco_mask.encode(mask)
     return {
-        'category_id': digit,
         'bbox': coco_mask.toBbox(rle).tolist(),
         'area': int(mask.sum()),
         'iscrowd': 0,

@@ -119,15 +119,28 @@ class Backbone(BaseModule, metaclass=ABCMeta):
             weights = self.convert_official(loaded)
         except ValueError as error:
             raise ValueError(f'{checkpoint}: {error}') from error
+        self.resize_tables(weights)
         own = self.state_dict()
         not_built = tuple(f'stages.{i}.' for i in range(len(self.stages), self.num_stages))
         fitting = {k: v for k, v in weights.items() if not k.startswith(not_built)} if not_built else weights
-        mismatch = describe_mismatch(_shapes(fitting), _shapes(own))
+        mismatch = describe_mismatch(_shapes(fitting), self.official_layout.expected(_shapes(own), _shapes(weights)))
         if mismatch:
             raise ValueError(f'{checkpoint} does not fit this {type(self).__name__} ({self.arch}): {mismatch}')
-        self.load_state_dict(fitting, strict=True)
-        left_out = f', leaving out {", ".join(s.rstrip(".") for s in not_built)} (not built)' if not_built else ''
-        log_line(f'loaded {len(fitting)} tensors of {type(self).__name__} from {checkpoint}{left_out}')
+        self.load_state_dict({**own, **fitting}, strict=True)
+        notes = [f'leaving out {", ".join(s.rstrip(".") for s in not_built)} (not built)'] if not_built else []
+        if own.keys() - fitting.keys():
+            notes.append(f'keeping the initial {self.official_layout.optional} (the file has none)')
+        log_line(f'loaded {len(fitting)} tensors of {type(self).__name__} from {"; ".join([checkpoint, *notes])}')
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        self.resize_tables(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def resize_tables(self, weights: dict[str, Tensor], prefix: str = '') -> None:
+        """Bring weights whose shape depends on a training size (none, by default) to this model's, in place.
+
+        Every way of loading a state dict comes through here.
+        """
 
     @classmethod
     def convert_official(cls, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -146,9 +159,10 @@ class Backbone(BaseModule, metaclass=ABCMeta):
         except ValueError as error:
             raise ValueError(f'not a released {cls.__name__} checkpoint: {error}') from None
         shapes = _shapes(weights)
-        mismatches = {name: describe_mismatch(shapes, layout) for name, layout in _zoo_shapes(cls).items()}
+        zoo = {name: cls.official_layout.expected(own, shapes) for name, own in _zoo_shapes(cls).items()}
+        mismatches = {name: describe_mismatch(shapes, expected) for name, expected in zoo.items()}
         if all(mismatches.values()):
-            nearest = max(mismatches, key=lambda name: len(shapes.items() & _zoo_shapes(cls)[name].items()))
+            nearest = max(zoo, key=lambda name: len(shapes.items() & zoo[name].items()))
             raise ValueError(
                 f'not a released {cls.__name__} checkpoint: it is nearest to arch {nearest!r}, '
                 f'with these differences (names of mmvit): {mismatches[nearest]}'
@@ -183,6 +197,16 @@ class Backbone(BaseModule, metaclass=ABCMeta):
             raise ValueError(
                 f'{type(self).__name__} takes images of {self.min_size} pixels or more a side, not {tuple(x.shape[2:])}'
             )
+
+    @classmethod
+    def check_stagewise(cls, arch: Mapping[str, Any], *keys: str) -> None:
+        """Raise ValueError unless each of these entries of an arch holds a positive integer for each stage."""
+        for key in keys:
+            values = arch[key]
+            if not isinstance(values, Sequence) or len(values) != cls.num_stages:
+                raise ValueError(f'{key} must have one entry for each of {cls.num_stages} stages, not {values!r}')
+            if any(not isinstance(value, int) or value < 1 for value in values):
+                raise ValueError(f'{key} must be positive integers, not {values!r}')
 
     @classmethod
     def _checked_out_indices(cls, out_indices: Sequence[int]) -> tuple[int, ...]:

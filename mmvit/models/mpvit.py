@@ -297,12 +297,7 @@ class MPViT(Backbone):
     @classmethod
     def check_arch(cls, arch: Mapping[str, Any]) -> None:
         """Raise ValueError if the values of an arch mapping contradict one another."""
-        for key in ('embed_dims', 'num_layers', 'num_paths'):
-            values = arch[key]
-            if not isinstance(values, Sequence) or len(values) != cls.num_stages:
-                raise ValueError(f'{key} must have one entry for each of {cls.num_stages} stages, not {values!r}')
-            if any(not isinstance(v, int) or v < 1 for v in values):
-                raise ValueError(f'{key} must be positive integers, not {values!r}')
+        cls.check_stagewise(arch, 'embed_dims', 'num_layers', 'num_paths')
         if odd := [dim for dim in arch['embed_dims'] if dim % NUM_HEADS]:
             raise ValueError(f'embed_dims must be multiples of the {NUM_HEADS} heads; {odd} are not')
         if not isinstance(arch['mlp_ratio'], int | float) or arch['mlp_ratio'] <= 0:

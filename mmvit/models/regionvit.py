@@ -1,0 +1,405 @@
+"""RegionViT: Regional-to-Local Attention for Vision Transformers (ICLR 2022, https://arxiv.org/abs/2106.02689).
+
+Deviations from the authors' program: any input size of 32 or more (theirs too, in its detection form); stochastic depth
+draws once per image for all its windows, where theirs draws per window. The window mask of a corner window is theirs by
+default, and the exact one with ``window_mask='exact'``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import isqrt
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from timm.layers import DropPath, LayerNorm2d, Mlp, calculate_drop_path_rates
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mmvit.checkpoint import OfficialLayout, log_line
+from mmvit.models.base import Backbone
+from mmvit.registry import MODELS, register
+
+PATCH = 4  # pixels of a local token's side
+MLP_RATIO = 4
+# What a pair of tokens that must not see one another gets for a logit: far below any, and finite in 16 bits, so that a
+# token that may see none stays finite too.
+MASKED = -1e4
+
+
+class LocalEmbed3(nn.Sequential):
+    """Local tokens by three convolutions: (B, C, H, W) -> (B, D, ceil(H/4), ceil(W/4))."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels // 4, 3, 2, 1)
+        self.norm1 = LayerNorm2d(channels // 4, eps=1e-5)
+        self.act1 = nn.GELU()
+        self.conv2 = nn.Conv2d(channels // 4, channels // 2, 3, 2, 1)
+        self.norm2 = LayerNorm2d(channels // 2, eps=1e-5)
+        self.act2 = nn.GELU()
+        self.conv3 = nn.Conv2d(channels // 2, channels, 3, 1, 1)
+
+
+class LocalEmbed1(nn.Sequential):
+    """Local tokens by one convolution: (B, C, H, W) -> (B, D, (H-2)//4 + 1, (W-2)//4 + 1)."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, channels, 8, PATCH, 3)
+
+
+class Stem(nn.Module):
+    """Local tokens, and one regional token for each window of them."""
+
+    def __init__(self, in_channels: int, channels: int, window: int, three_convs: bool) -> None:
+        super().__init__()
+        self.patch = PATCH * window
+        self.local = (LocalEmbed3 if three_convs else LocalEmbed1)(in_channels, channels)
+        self.regional = nn.Conv2d(in_channels, channels, self.patch, self.patch)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Image (B, C, H, W) -> regional map, local map."""
+        short_of = [-size % self.patch for size in x.shape[2:]]
+        padded = x
+        if any(short_of):
+            # The released networks pad both axes if either needs it, one that fits by a whole patch.
+            height, width = (short or self.patch for short in short_of)
+            padded = F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
+        return self.regional(padded), self.local(x)
+
+
+class Projection(nn.Sequential):
+    """Halves a map and doubles its width; a stage's regional and local tokens share it."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.norm = LayerNorm2d(in_channels, eps=1e-5)
+        self.act = nn.GELU()
+        self.conv = nn.Conv2d(in_channels, channels, 3, 2, 1, groups=in_channels)
+
+
+class Attention(nn.Module):
+    """Self-attention over the second last axis, with or without the window's relative positions."""
+
+    rel_index: Tensor
+
+    def __init__(self, channels: int, num_heads: int, window: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+        self.rel_pos_table = nn.Parameter(torch.zeros(num_heads, (2 * window - 1) ** 2))
+        self.register_buffer('rel_index', relative_index(window), persistent=False)
+
+    def regional(self, x: Tensor) -> Tensor:
+        """All regions of an image: (B, h*w, C) -> the same."""
+        q, k, v = rearrange(self.qkv(x), 'b n (three heads c) -> three b heads n c', three=3, heads=self.num_heads)
+        return self.proj(rearrange(F.scaled_dot_product_attention(q, k, v), 'b heads n c -> b n (heads c)'))
+
+    def windowed(self, x: Tensor, masks: EdgeMasks) -> Tensor:
+        """Each window with its region first: (B, h, w, 1 + window^2, C) -> the same."""
+        qkv = rearrange(self.qkv(x), 'b h w n (three heads c) -> three b h w heads n c', three=3, heads=self.num_heads)
+        bias = F.pad(self.rel_pos_table[:, self.rel_index], (1, 0, 1, 0))  # none from or to the region
+
+        def attend(rows: slice, columns: slice, mask: Tensor | None) -> Tensor:
+            q, k, v = qkv[:, :, rows, columns].flatten(1, 3)
+            logits = bias if mask is None else bias.masked_fill(~mask, MASKED)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=logits.to(q.dtype))
+            shape = qkv[0, :, rows, columns].shape[:3]
+            return rearrange(out, '(b h w) heads n c -> b h w n (heads c)', b=shape[0], h=shape[1], w=shape[2])
+
+        bands = [torch.cat([attend(*piece) for piece in band], dim=2) for band in masks.bands(x.shape[1], x.shape[2])]
+        return self.proj(torch.cat(bands, dim=1))
+
+
+class EdgeMasks:
+    """Which tokens of a window may see one another, where the last windows were filled up with padding.
+
+    Args:
+        window: Side of a window.
+        pad: Padded rows and columns (bottom, right), 0 to ``window`` each.
+        exact: Let a token of the corner window see another only if neither is padding. The released networks ask only
+            that both lie in valid rows or both in valid columns.
+        device: Where the masks are made.
+    """
+
+    def __init__(self, window: int, pad: tuple[int, int], exact: bool, device: torch.device) -> None:
+        steps = torch.arange(window, device=device)
+        rows = (steps < window - pad[0])[:, None].expand(window, window)
+        columns = (steps < window - pad[1])[None, :].expand(window, window)
+        self.bottom = _both(rows) if pad[0] else None
+        self.right = _both(columns) if pad[1] else None
+        self.corner: Tensor | None
+        if self.bottom is None or self.right is None:
+            one = self.right if self.bottom is None else self.bottom
+            self.corner = one if exact else None
+        else:
+            self.corner = self.bottom & self.right if exact else self.bottom | self.right
+
+    def bands(self, height: int, width: int) -> list[list[tuple[slice, slice, Tensor | None]]]:
+        """The windows of a height x width grid in bands of pieces (rows, columns, mask), empty pieces left out."""
+        if self.bottom is None and self.right is None:
+            return [[(slice(None), slice(None), None)]]
+        inner, last = slice(0, -1), slice(-1, None)
+        upper = [(inner, inner, None), (inner, last, self.right)]
+        lower = [(last, inner, self.bottom), (last, last, self.corner)]
+        start = 0 if width > 1 else 1
+        return [band[start:] for band in ([upper, lower] if height > 1 else [lower])]
+
+
+def _both(valid: Tensor) -> Tensor:
+    """Pairs of tokens (1 + window^2 each way) of which both are valid; the region, first, always is."""
+    flat = F.pad(valid.flatten(), (1, 0), value=True)
+    return flat[:, None] & flat[None, :]
+
+
+class Block(nn.Module):
+    """Regional-to-local block: regions see one another, then each window with its region."""
+
+    def __init__(self, channels: int, num_heads: int, window: int, drop_path: float) -> None:
+        super().__init__()
+        self.norm0 = nn.LayerNorm(channels, eps=1e-6)
+        self.norm1 = nn.LayerNorm(channels, eps=1e-6)
+        self.attn = Attention(channels, num_heads, window)
+        self.norm2 = nn.LayerNorm(channels, eps=1e-6)
+        self.mlp = Mlp(channels, MLP_RATIO * channels)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, masks: EdgeMasks) -> Tensor:
+        """Windows with their region first: (B, h, w, 1 + window^2, C) -> the same."""
+        regions = x[:, :, :, 0].flatten(1, 2)
+        regions = regions + self.drop_path(self.attn.regional(self.norm0(regions)))
+        x = torch.cat([regions.unflatten(1, x.shape[1:3])[:, :, :, None], x[:, :, :, 1:]], dim=3)
+        x = x + self.drop_path(self.attn.windowed(self.norm1(x), masks))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class Stage(nn.Module):
+    """Projection; blocks, after the first of them the optional position encoding generator (PEG); optional norm."""
+
+    def __init__(
+        self,
+        in_channels: int | None,
+        channels: int,
+        num_heads: int,
+        window: int,
+        peg: bool,
+        det_norm: bool,
+        drop_path_rates: Sequence[float],
+        exact_mask: bool,
+        with_cp: bool,
+    ) -> None:
+        super().__init__()
+        self.window = window
+        self.exact_mask = exact_mask
+        self.with_cp = with_cp
+        self.projection = Projection(in_channels, channels) if in_channels else nn.Identity()
+        self.blocks = nn.ModuleList(Block(channels, num_heads, window, rate) for rate in drop_path_rates)
+        self.peg = nn.Conv2d(channels, channels, 3, 1, 1, groups=channels, bias=False) if peg else None
+        self.det_norm = LayerNorm2d(channels, eps=1e-5) if det_norm else nn.Identity()
+
+    def forward(self, regional: Tensor, local: Tensor) -> tuple[Tensor, Tensor]:
+        """Regional and local maps (B, C, ., .) of the stage before -> those of this one."""
+        regional, local = self.projection(regional), self.projection(local)
+        size = (local.shape[2], local.shape[3])
+        pad = tuple(n * self.window - m for n, m in zip(regional.shape[2:], size, strict=True))
+        masks = EdgeMasks(self.window, pad, self.exact_mask, local.device)  # type: ignore[arg-type]
+        x = self.cut(regional, local)
+        for i, block in enumerate(self.blocks):
+            if self.with_cp and torch.is_grad_enabled():
+                x = checkpoint(block, x, masks, use_reentrant=False)
+            else:
+                x = block(x, masks)
+            if i == 0 and self.peg is not None:
+                regional, local = self.join(x, size)
+                x = self.cut(regional + self.peg(regional), local + self.peg(local))
+        regional, local = self.join(x, size)
+        return regional, self.det_norm(local)
+
+    def cut(self, regional: Tensor, local: Tensor) -> Tensor:
+        """Maps to windows (B, h, w, 1 + window^2, C), each with its region first; what is short of one is zero."""
+        height, width = regional.shape[2:]
+        pad = (0, width * self.window - local.shape[3], 0, height * self.window - local.shape[2])
+        local = F.pad(local, pad)
+        windows = rearrange(local, 'b c (h y) (w x) -> b h w (y x) c', h=height, w=width)
+        return torch.cat([rearrange(regional, 'b c h w -> b h w 1 c'), windows], dim=3)
+
+    def join(self, x: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Windows back to the regional map and the local map of this size."""
+        local = rearrange(x[:, :, :, 1:], 'b h w (y x) c -> b c (h y) (w x)', y=self.window)
+        return rearrange(x[:, :, :, 0], 'b h w c -> b c h w'), local[:, :, : size[0], : size[1]]
+
+
+@register(MODELS)
+class RegionViT(Backbone):
+    """RegionViT backbone; local-token maps at strides 4, 8, 16, 32.
+
+    Sizes are ceil(n / 4) and halves of it rounded up; an arch with the one-convolution stem starts from
+    (n - 2) // 4 + 1.
+
+    Args:
+        arch: 'tiny', 'small', 'medium', 'base', 'small_w14', 'small_w14_peg', 'base_w14', 'base_w14_peg', or a dict
+            with ``embed_dims``, ``num_heads`` and ``depths`` of each stage, ``window`` (side in local tokens),
+            ``three_convs`` (the stem) and ``peg``.
+        out_indices: Ascending indices of the stages whose maps are returned.
+        frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the first n stages.
+        drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
+        det_norm: Normalise each stage's local map: what is returned, and what the next stage receives.
+        window_mask: 'official' as the released networks, 'exact' lets no padding be seen in the corner window either.
+        with_cp: Recompute blocks in the backward pass to save memory.
+        in_channels: Channels of the input.
+        init_cfg: mmengine's, or ``dict(type='mmvit.OfficialWeights', checkpoint=...)`` for a released file.
+    """
+
+    _small: ClassVar = dict(embed_dims=(96, 192, 384, 768), num_heads=(3, 6, 12, 24), window=7)
+    _base: ClassVar = dict(embed_dims=(128, 256, 512, 1024), num_heads=(4, 8, 16, 32), window=7)
+    arch_zoo: ClassVar[dict[str, dict[str, Any]]] = {
+        'tiny': dict(
+            embed_dims=(64, 128, 256, 512),
+            num_heads=(2, 4, 8, 16),
+            depths=(2, 2, 8, 2),
+            window=7,
+            three_convs=True,
+            peg=False,
+        ),
+        'small': dict(_small, depths=(2, 2, 8, 2), three_convs=True, peg=False),
+        'medium': dict(_small, depths=(2, 2, 14, 2), three_convs=False, peg=False),
+        'base': dict(_base, depths=(2, 2, 14, 2), three_convs=False, peg=False),
+        'small_w14': dict(_small, depths=(2, 2, 8, 2), three_convs=True, peg=False, window=14),
+        'small_w14_peg': dict(_small, depths=(2, 2, 8, 2), three_convs=True, peg=True, window=14),
+        'base_w14': dict(_base, depths=(2, 2, 14, 2), three_convs=False, peg=False, window=14),
+        'base_w14_peg': dict(_base, depths=(2, 2, 14, 2), three_convs=False, peg=True, window=14),
+    }
+    official_layout = OfficialLayout(
+        renames=[
+            ('patch_embed.proj.0.', 'stem.local.conv1.'),
+            ('patch_embed.proj.1.', 'stem.local.norm1.'),
+            ('patch_embed.proj.3.', 'stem.local.conv2.'),
+            ('patch_embed.proj.4.', 'stem.local.norm2.'),
+            ('patch_embed.proj.6.', 'stem.local.conv3.'),
+            ('patch_embed.proj.', 'stem.local.conv.'),
+            ('cls_token.proj.', 'stem.regional.'),
+            # The projection that regional and local tokens share stands twice.
+            ('layers.#.block.0.proj.0.', 'stages.#.projection.norm.'),
+            ('layers.#.block.0.proj.2.', 'stages.#.projection.conv.'),
+            ('layers.#.block.0.proj_cls.0.', 'stages.#.projection.norm.'),
+            ('layers.#.block.0.proj_cls.2.', 'stages.#.projection.conv.'),
+            ('layers.#.block.#.attn.rel_pos', 'stages.#.blocks.#-1.attn.rel_pos_table'),
+            ('layers.#.block.#.', 'stages.#.blocks.#-1.'),
+            ('layers.#.peg.', 'stages.#.peg.'),
+            ('norm#.', 'stages.#.det_norm.'),
+        ],
+        prefixes=('backbone.', 'backbone.bottom_up.model.'),
+        landmark='cls_token.proj.weight',
+        classifier=('norm.', 'head.'),
+        optional='det_norm',
+    )
+    stage_strides = (4, 8, 16, 32)
+
+    def __init__(
+        self,
+        arch: str | Mapping[str, Any],
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        drop_path_rate: float = 0.0,
+        det_norm: bool = True,
+        window_mask: Literal['official', 'exact'] = 'official',
+        with_cp: bool = False,
+        in_channels: int = 3,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(arch, out_indices, frozen_stages, drop_path_rate, False, in_channels, init_cfg)
+        if window_mask not in ('official', 'exact'):
+            raise ValueError(f"window_mask must be 'official' or 'exact', not {window_mask!r}")
+        dims = self.arch['embed_dims']
+        self.stage_channels = tuple(dims)
+        self.stem = Stem(in_channels, dims[0], self.arch['window'], self.arch['three_convs'])
+        rates: Any = calculate_drop_path_rates(drop_path_rate, list(self.arch['depths']), stagewise=True)
+        self.stages = nn.ModuleList(
+            Stage(
+                in_channels=dims[i - 1] if i else None,
+                channels=dims[i],
+                num_heads=self.arch['num_heads'][i],
+                window=self.arch['window'],
+                peg=self.arch['peg'],
+                det_norm=det_norm,
+                drop_path_rates=rates[i],
+                exact_mask=window_mask == 'exact',
+                with_cp=with_cp,
+            )
+            for i in range(self.out_indices[-1] + 1)
+        )
+        self._reset_parameters()
+        self.train()  # freezes what is to be frozen
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Feature maps (B, C_i, H_i, W_i) of an image batch (B, C, H, W), one per entry of ``out_indices``."""
+        self.check_input(x)
+        regional, local = self.stem(x.contiguous(memory_format=torch.channels_last))
+        outs = []
+        for i, stage in enumerate(self.stages):
+            regional, local = stage(regional, local)
+            if i in self.out_indices:
+                outs.append(local.contiguous())  # mmcv's RoIAlign takes channels-last memory for channels-first
+        return tuple(outs)
+
+    @classmethod
+    def check_arch(cls, arch: Mapping[str, Any]) -> None:
+        """Raise ValueError if the values of an arch mapping contradict one another."""
+        cls.check_stagewise(arch, 'embed_dims', 'num_heads', 'depths')
+        for dim, heads in zip(arch['embed_dims'], arch['num_heads'], strict=True):
+            if dim % heads:
+                raise ValueError(f'embed_dims must be multiples of num_heads; {dim} is not one of {heads}')
+        if any(b != 2 * a for a, b in zip(arch['embed_dims'], arch['embed_dims'][1:], strict=False)):
+            raise ValueError(f'embed_dims must double from stage to stage, not {arch["embed_dims"]!r}')
+        if not isinstance(arch['window'], int) or arch['window'] < 2:
+            raise ValueError(f'window must be an integer of 2 or more, not {arch["window"]!r}')
+
+    def resize_tables(self, weights: dict[str, Tensor], prefix: str = '') -> None:
+        """Bring relative position tables and the regional kernel of another window to this one's, in place."""
+        window = self.arch['window']
+        kernel = weights.get(f'{prefix}stem.regional.weight')
+        if kernel is None or kernel.shape[-1] == PATCH * window:
+            return
+        # A kernel that sees more pixels weighs each less, so that an even patch gives the same token.
+        area = (kernel.shape[-1] / (PATCH * window)) ** 2
+        new = F.interpolate(kernel.float(), size=2 * (PATCH * window,), mode='bicubic') * area
+        weights[f'{prefix}stem.regional.weight'] = new.to(kernel.dtype)
+        for name, table in weights.items():
+            if name.startswith(prefix) and name.endswith('rel_pos_table'):
+                weights[name] = resize_table(table, window)
+        log_line(f'RegionViT resized the tables of window {kernel.shape[-1] // PATCH} to window {window}')
+
+    def _reset_parameters(self) -> None:
+        """Initialise as the authors; convolutions keep PyTorch's."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, Attention):
+                nn.init.trunc_normal_(module.rel_pos_table, std=0.02)
+
+
+def relative_index(window: int) -> Tensor:
+    """Column of the relative position table for each (query, key) of a window: (window^2, window^2).
+
+    The released tables are in a wrapped order: a step d along an axis stands at (d + window // 2) mod (2 window - 1).
+    """
+    steps = torch.arange(window)
+    wrapped = (steps[None, :] - steps[:, None] + window // 2) % (2 * window - 1)
+    rows = wrapped[:, None, :, None] * (2 * window - 1)
+    return (rows + wrapped[None, :, None, :]).reshape(window**2, window**2)
+
+
+def resize_table(table: Tensor, window: int) -> Tensor:
+    """A relative position table (heads, (2 w - 1)^2) of another window, bicubic in float32; the extremes stay so."""
+    steps = isqrt(table.shape[1])
+    old = (steps + 1) // 2
+    # Wrapped order to natural order and back: see relative_index.
+    natural = table.float().view(1, -1, steps, steps).roll(2 * (old - 1 - old // 2,), (2, 3))
+    size = 2 * (2 * window - 1,)
+    resized = F.interpolate(natural, size=size, mode='bicubic', align_corners=True)
+    return resized.roll(2 * (window // 2 - window + 1,), (2, 3)).view(len(table), -1).to(table.dtype)

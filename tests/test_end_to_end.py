@@ -1,0 +1,187 @@
+"""The main job as a user does it: mim's commands on files on disk, an interrupted run, two processes."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from commands import BIN, ENV, run, scalars
+from mmdet.datasets import CocoDataset
+
+pytestmark = pytest.mark.slow
+
+COCO_CONFIG = 'configs/maskrcnn_mpvit_s.py'
+
+
+@pytest.fixture(scope='session')
+def digits(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp('data') / 'digits'
+    run(sys.executable, 'tools/make_digits.py', out, '--train', 32, '--val', 4)
+    return out
+
+
+@pytest.fixture(scope='session')
+def coco(digits, tmp_path_factory) -> Path:
+    """A few images laid out and named as COCO's; one has no boxes."""
+    root = tmp_path_factory.mktemp('coco')
+    (root / 'annotations').mkdir()
+    for split, count in (('train', 8), ('val', 2)):
+        shutil.copytree(digits / split, root / f'{split}2017')
+        content = json.loads((digits / 'annotations' / f'instances_{split}.json').read_text())
+        content['images'] = content['images'][:count]
+        content['annotations'] = [a for a in content['annotations'] if 1 < a['image_id'] <= count]
+        content['categories'] = [{'id': i, 'name': CocoDataset.METAINFO['classes'][i]} for i in range(10)]
+        (root / 'annotations' / f'instances_{split}2017.json').write_text(json.dumps(content))
+    return root
+
+
+def data_options(root: Path, suffix: str = '') -> list[str]:
+    """--cfg-options that point a config at ``root`` and load in the main process."""
+    annotations = root / 'annotations' / f'instances_val{suffix}.json'
+    loaders = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+    return [
+        '--cfg-options',
+        *(f'{loader}.dataset.data_root={root}/' for loader in loaders),
+        *(f'{loader}.num_workers=0' for loader in loaders),
+        *(f'{loader}.persistent_workers=False' for loader in loaders),
+        f'val_evaluator.ann_file={annotations}',
+        f'test_evaluator.ann_file={annotations}',
+        'default_hooks.logger.interval=1',
+    ]
+
+
+@pytest.fixture(scope='session')
+def coco_options(coco) -> list[str]:
+    scale = '(167,100)'  # neither side a multiple of a stride
+    resizes = [f'{s}_dataloader.dataset.pipeline.{i}' for s, i in (('train', 2), ('val', 1), ('test', 1))]
+    return [*data_options(coco, '2017'), *(f'{resize}.scale={scale}' for resize in resizes), 'train_cfg.max_epochs=2']
+
+
+@pytest.fixture(scope='session')
+def killed_run(coco_options, tmp_path_factory) -> Path:
+    """The work dir of a training that was killed after its first epoch's checkpoint."""
+    work_dir = tmp_path_factory.mktemp('coco_run')
+    command = [BIN / 'mim', 'train', 'mmdet', COCO_CONFIG, '--work-dir', work_dir, *coco_options]
+    with open(work_dir / 'output.txt', 'w') as output:
+        process = subprocess.Popen(
+            list(map(str, command)), env=ENV, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        deadline = time.monotonic() + 600
+        while not (work_dir / 'last_checkpoint').exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.2)
+        subprocess.run(['kill', '-KILL', f'-{process.pid}'], check=False)
+        assert process.wait() in (-signal.SIGKILL, 0), (work_dir / 'output.txt').read_text()[-6000:]
+    assert (work_dir / 'epoch_1.pth').exists(), (work_dir / 'output.txt').read_text()[-6000:]
+    assert not (work_dir / 'epoch_2.pth').exists()
+    return work_dir
+
+
+@pytest.fixture(scope='session')
+def trained_coco(killed_run, coco_options) -> Path:
+    output = run('mim', 'train', 'mmdet', COCO_CONFIG, '--work-dir', killed_run, '--resume', *coco_options)
+    assert 'resumed epoch: 1' in output
+    assert 'Epoch(train) [1]' not in output
+    return killed_run
+
+
+def test_coco_recipe_trains_and_resumes_after_a_kill(trained_coco):
+    assert len(scalars(trained_coco, 'loss')) >= 8
+    assert (trained_coco / 'epoch_2.pth').exists()
+
+
+def test_coco_recipe_is_tested_from_its_checkpoint(trained_coco, coco_options, tmp_path):
+    checkpoint = trained_coco / 'epoch_2.pth'
+    output = run('mim', 'test', 'mmdet', COCO_CONFIG, '--checkpoint', checkpoint, '--work-dir', tmp_path, *coco_options)
+    assert 'coco/segm_mAP' in output
+
+
+def test_digits_detector_learns(family, digits, tmp_path):
+    config = family.digits_config
+    options = [
+        *data_options(digits),
+        'train_cfg.max_epochs=8',
+        'train_cfg.val_interval=8',
+        'param_scheduler.0.end=5',
+        'train_dataloader.batch_size=4',
+    ]
+    run('mim', 'train', 'mmdet', config, '--work-dir', tmp_path, *options)
+    losses = scalars(tmp_path, 'loss')
+    assert len(losses) == 64
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+    checkpoint = (tmp_path / 'last_checkpoint').read_text()
+    run('mim', 'test', 'mmdet', config, '--checkpoint', checkpoint, '--work-dir', tmp_path / 'test', *options)
+    sheet = tmp_path / 'sheet.png'
+    mine = config_at(config, digits, tmp_path)
+    run(sys.executable, 'tools/draw_predictions.py', mine, checkpoint, sheet, '--count', 2)
+    assert sheet.stat().st_size > 10_000
+    curve = ('--keys', 'loss', '--out', tmp_path / 'loss.png')
+    run('mim', 'run', 'mmdet', 'analyze_logs', 'plot_curve', *tmp_path.glob('2*/vis_data/scalars.json'), *curve)
+    assert (tmp_path / 'loss.png').exists()
+
+
+def config_at(config: str, root: Path, folder: Path) -> Path:
+    """A config of the user's own, outside the repository, over one of ours."""
+    path = folder / 'mine.py'
+    path.write_text(f"_base_ = '{Path(config).resolve()}'\ntest_dataloader = dict(dataset=dict(data_root='{root}/'))\n")
+    return path
+
+
+def test_analysis_commands(digits, tmp_path):
+    config = 'configs/maskrcnn_mpvit_t_digits.py'
+    options = data_options(digits)
+    assert 'Params' in run('mim', 'run', 'mmdet', 'get_flops', config, '--num-images', 1, *options)
+    assert 'mmvit.MPViT' in run('mim', 'run', 'mmdet', 'print_config', config)
+    run('mim', 'run', 'mmdet', 'browse_dataset', config, '--output-dir', tmp_path, '--not-show', *options)
+    assert len(list(tmp_path.rglob('*.png'))) == 32
+
+
+DISTRIBUTED = """
+import sys, torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+sys.path.insert(0, 'tests')
+from families import FAMILIES
+dist.init_process_group('gloo')
+for family in FAMILIES:
+    for out_indices in ((0, 1, 2, 3), (0, 1), (1,)):
+        model = DistributedDataParallel(family.build(out_indices=out_indices, drop_path_rate=0.1).train())
+        for step in range(2):  # a parameter without a gradient fails at the second step
+            torch.manual_seed(dist.get_rank() + step)
+            sum(out.sum() for out in model(torch.randn(2, 3, 64, 65))).backward()
+        total = torch.stack([p.grad.norm() for p in model.parameters()]).sum()
+        both = [torch.zeros(()), torch.zeros(())]
+        dist.all_gather(both, total)
+        assert torch.allclose(both[0], both[1]), both
+print('agreed')
+"""
+
+
+def test_two_processes_leave_no_parameter_unused(tmp_path):
+    script = tmp_path / 'distributed.py'
+    script.write_text(DISTRIBUTED)
+    output = run(sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', 2, script)
+    assert output.count('agreed') == 2
+
+
+def test_data_is_the_same_each_time_and_splits_share_nothing(digits, tmp_path):
+    run(sys.executable, 'tools/make_digits.py', tmp_path / 'again', '--train', 32, '--val', 4)
+    names = sorted(p.relative_to(digits) for p in digits.rglob('*.*'))
+    assert len(names) == 38
+    assert all((digits / n).read_bytes() == (tmp_path / 'again' / n).read_bytes() for n in names)
+    used = {s: json.loads((digits / 'annotations' / f'instances_{s}.json').read_text()) for s in ('train', 'val')}
+    for sources in (
+        {s: {a['scan'] for a in used[s]['annotations']} for s in used},
+        {s: {i['photograph'] for i in used[s]['images']} for s in used},
+    ):
+        assert sources['train']
+        assert sources['val']
+        assert not sources['train'] & sources['val']
+
+
+def test_checkpoint_of_training_is_safe_to_load(trained_coco):
+    assert 'state_dict' in torch.load(trained_coco / 'epoch_2.pth', weights_only=True)

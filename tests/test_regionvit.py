@@ -1,0 +1,184 @@
+"""What is RegionViT's own: window masks, wrapped relative positions, other windows, detection norms."""
+
+import logging
+
+import pytest
+import torch
+from families import FAMILIES
+from mmengine.logging import MMLogger
+
+from mmvit.models import RegionViT
+from mmvit.models.regionvit import EdgeMasks, Stage, relative_index, resize_table
+
+CPU = torch.device('cpu')
+FAMILY = next(family for family in FAMILIES if family.cls is RegionViT)
+SMALL = dict(
+    embed_dims=(16, 32, 64, 128), num_heads=(2, 2, 4, 4), depths=(2, 2, 2, 1), window=4, three_convs=True, peg=False
+)
+# With window 4 a patch is 16 pixels: padding on both axes, on one (the other gets a whole window of it), on none.
+SIZES = [(57, 90), (64, 90), (57, 96), (64, 96), (32, 33)]
+
+
+def build(**kwargs):
+    torch.manual_seed(0)
+    model = RegionViT(**{'arch': SMALL, **kwargs}).eval()
+    for p in model.parameters():
+        if p.ndim > 1:
+            torch.nn.init.normal_(p, std=p[0].numel() ** -0.5)
+    return model
+
+
+def image(size):
+    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+def soil_padding(monkeypatch):
+    """Make every stage put noise where its windows are filled up."""
+    cut = Stage.cut
+
+    def soiled(self, regional, local):
+        padded = cut(self, torch.ones_like(regional), torch.ones_like(local)) == 0
+        return cut(self, regional, local) + 3 * padded * torch.randn(padded.shape)
+
+    monkeypatch.setattr(Stage, 'cut', soiled)
+
+
+@pytest.mark.parametrize('arch', [SMALL, {**SMALL, 'peg': True}], ids=['plain', 'peg'])
+@pytest.mark.parametrize('size', SIZES)
+def test_exact_mask_lets_no_padding_be_seen(size, arch, monkeypatch):
+    model = build(arch=arch, window_mask='exact')
+    clean = model(image(size))
+    soil_padding(monkeypatch)
+    for a, b in zip(model(image(size)), clean, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_official_mask_lets_some_be_seen(monkeypatch):
+    model = build()
+    clean = model(image((57, 90)))
+    soil_padding(monkeypatch)
+    assert not torch.equal(model(image((57, 90)))[0], clean[0])
+
+
+@pytest.mark.parametrize('pad', [(0, 0), (2, 0), (0, 3), (2, 3), (4, 4), (4, 1)])
+def test_masks_differ_in_the_corner_only(pad):
+    official, exact = (EdgeMasks(4, pad, exact, CPU) for exact in (False, True))
+    for mine, other in ((official.right, exact.right), (official.bottom, exact.bottom)):
+        assert (mine is None) == (other is None)
+        assert mine is None or torch.equal(mine, other)
+    if pad == (0, 0):
+        assert official.corner is None
+        assert exact.corner is None
+        return
+    everything = torch.ones(17, 17, dtype=torch.bool)
+    loose = everything if official.corner is None else official.corner
+    assert exact.corner is not None
+    assert (loose | ~exact.corner).all()  # what the exact mask allows, the official one does
+    if pad != (4, 4):  # there the corner has no valid token at all
+        assert not torch.equal(loose, exact.corner)
+    assert (official.corner is None) == (0 in pad)
+
+
+def test_masks_by_the_definition():
+    masks = EdgeMasks(3, (1, 2), exact=False, device=CPU)
+    places = [None, *((y, x) for y in range(3) for x in range(3))]
+    for i, a in enumerate(places):
+        for j, b in enumerate(places):
+            rows = all(p is None or p[0] < 2 for p in (a, b))
+            columns = all(p is None or p[1] < 1 for p in (a, b))
+            assert masks.bottom[i, j] == rows
+            assert masks.right[i, j] == columns
+            assert masks.corner[i, j] == (rows or columns)
+
+
+@pytest.mark.parametrize('grid', [(1, 1), (1, 3), (2, 1), (3, 4)])
+@pytest.mark.parametrize('pad', [(0, 0), (2, 0), (0, 3), (2, 3)])
+def test_every_window_is_in_one_piece(grid, pad):
+    count = torch.zeros(grid)
+    for band in EdgeMasks(4, pad, False, CPU).bands(*grid):
+        for rows, columns, _ in band:
+            assert count[rows, columns].numel() > 0
+            count[rows, columns] += 1
+    assert (count == 1).all()
+
+
+@pytest.mark.parametrize('window', [2, 3, 7])
+def test_relative_index_by_the_definition(window):
+    index = relative_index(window)
+    side = 2 * window - 1
+    for query in range(window**2):
+        for key in range(window**2):
+            (y, x), (key_y, key_x) = divmod(query, window), divmod(key, window)
+            row, column = ((k - q + window // 2) % side for q, k in ((y, key_y), (x, key_x)))
+            assert index[query, key] == row * side + column
+
+
+@pytest.mark.parametrize(('old', 'new', 'error'), [(7, 14, 0.02), (14, 7, 0.01), (4, 7, 0.06)])
+def test_resized_table_of_a_smooth_function_stays_it(old, new, error):
+    def table(window):
+        """cos of the offset in shares of the largest, at each offset's place in the table."""
+        offsets = torch.arange(1 - window, window)
+        wrapped = (offsets + window // 2) % (2 * window - 1)
+        share = offsets / (window - 1)
+        values = torch.cos(1.5 * share[:, None] + 0.7) + 0.5 * share[None, :]
+        out = torch.empty(2 * (2 * window - 1,))
+        out[wrapped[:, None], wrapped[None, :]] = values
+        return out.flatten()[None]
+
+    torch.testing.assert_close(resize_table(table(old), new), table(new), rtol=0, atol=error)
+    assert torch.equal(resize_table(table(old), old), table(old))
+
+
+def test_checkpoint_of_another_window_loads(tmp_path):
+    wide = RegionViT({**SMALL, 'window': 7})
+    wide.load_state_dict(build().state_dict(), strict=True)
+    even = torch.ones(1, 3, 112, 112)
+    narrow = build()
+    a, b = (m.stem.regional(even).mean(dim=(2, 3)) for m in (wide, narrow))
+    torch.testing.assert_close(a, b, rtol=0.1, atol=0.1)
+    assert all(out.isfinite().all() for out in wide.eval()(image((57, 90))))
+
+
+def test_classification_file_leaves_detection_norms_initial(tmp_path, caplog):
+    source = RegionViT('tiny', det_norm=False)
+    official = FAMILY.official('tiny')
+    torch.save({'model': official}, tmp_path / 'cls.pth')
+    model = RegionViT('tiny')
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(caplog.handler)
+    with caplog.at_level(logging.INFO):
+        model.load_official(str(tmp_path / 'cls.pth'))
+    logger.removeHandler(caplog.handler)
+    assert sum('det_norm' in r.getMessage() for r in caplog.records) == 1
+    assert model.state_dict().keys() - source.state_dict().keys()
+    for stage in model.stages:
+        assert (stage.det_norm.weight == 1).all()
+    torch.save({'model': {k: v for k, v in official.items() if 'peg' not in k and 'mlp' not in k}}, tmp_path / 'x.pth')
+    with pytest.raises(ValueError, match='missing'):
+        model.load_official(str(tmp_path / 'x.pth'))
+
+
+def test_stochastic_depth_draws_once_per_image():
+    model = build(drop_path_rate=0.9).train()
+    block = model.stages[3].blocks[0]
+    masks = EdgeMasks(4, (0, 0), False, CPU)
+    x = torch.randn(1, 3, 4, 17, 128)
+    regions = x[:, :, :, 0]
+    torch.manual_seed(0)
+    kept = [not torch.equal(block(x, masks)[:, :, :, 1:], x[:, :, :, 1:]) for _ in range(40)]
+    assert any(kept)
+    assert not all(kept)
+    for _ in range(40):  # in each draw every window changed, or none
+        changed = (block(x, masks)[0, :, :, 1:] != x[0, :, :, 1:]).any(-1).any(-1)
+        assert changed.all() or not changed.any()
+    assert regions.shape[1:3] == (3, 4)
+
+
+def test_unknown_mask_is_refused():
+    with pytest.raises(ValueError, match="'official' or 'exact'"):
+        build(window_mask='none')
+
+
+def test_one_convolution_stem_sizes():
+    model = build(arch={**SMALL, 'three_convs': False})
+    assert model(image((65, 66)))[0].shape[2:] == (16, 17)

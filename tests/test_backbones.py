@@ -120,8 +120,9 @@ def test_norm_eval_keeps_batch_statistics(normed_family):
     assert model.training
 
 
-@pytest.mark.parametrize('size', [(64, 64), (65, 97)])
-@pytest.mark.parametrize('drop_path_rate', [0.0, 0.5])
+@pytest.mark.parametrize(
+    ('size', 'drop_path_rate'), [((65, 97), 0.5), pytest.param((64, 64), 0.0, marks=pytest.mark.slow)]
+)
 def test_checkpointed_equals_plain(family, size, drop_path_rate):
     plain = family.build(drop_path_rate=drop_path_rate).train()
     saving = family.build(drop_path_rate=drop_path_rate, with_cp=True).train()
@@ -168,9 +169,9 @@ def test_stochastic_depth(family):
 
 
 # aot_eager captures and differentiates as the default backend does, and leaves out its minutes of C++.
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ('backend', 'size'),
-    [('aot_eager', (64, 64)), *(pytest.param(b, (65, 97), marks=pytest.mark.slow) for b in ('aot_eager', 'inductor'))],
+    ('backend', 'size'), [('aot_eager', (64, 64)), ('aot_eager', (65, 97)), ('inductor', (65, 97))]
 )
 def test_compiled_equals_eager(family, backend, size):
     model = family.build().eval()

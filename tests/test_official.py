@@ -44,6 +44,7 @@ def test_outputs_agree_with_the_authors_programs(family):
             assert abs(out.std(correction=0).item() - stage['std']) <= 1e-3 * stage['std']
 
 
+@pytest.mark.slow
 def test_every_arch_is_recognised(family):
     for layout in family.layouts():
         weights = family.cls.convert_official(family.official(layout))

@@ -4,26 +4,28 @@ import subprocess
 import sys
 
 import pytest
+from families import FAMILIES
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-FIND = """
+BACKBONES = [(family.cls.__name__, family.small) for family in FAMILIES]
+SCOPED = """
 import sys
 from mmengine.registry import DefaultScope
 from {package}.registry import MODELS
 DefaultScope.get_instance('test', scope_name='{package}')
 assert 'mmvit' not in sys.modules
-scoped = MODELS.build(dict(type='mmvit.{name}', arch={arch}))
-plain = MODELS.build(dict(type='{name}', arch={arch}))  # once anything has imported mmvit
-print(type(scoped).__module__, type(plain).__module__)
+for name, arch in {backbones}:
+    print(type(MODELS.build(dict(type='mmvit.' + name, arch=arch))).__module__)
 """
 CUSTOM_IMPORTS = """
 from mmengine.config import Config
+from mmengine.utils import import_modules_from_strings
 from {package}.registry import MODELS
 config = Config(dict(custom_imports=dict(imports=['mmvit'])))
-from mmengine.utils import import_modules_from_strings
 import_modules_from_strings(**config.custom_imports)
-print(type(MODELS.build(dict(type='{name}', arch={arch}))).__module__)
+for name, arch in {backbones}:
+    print(type(MODELS.build(dict(type=name, arch=arch))).__module__)
 """
 HIDE_MMCV = """
 import importlib.util
@@ -49,13 +51,12 @@ def run(code: str) -> str:
     [
         pytest.param(package, code, id=f'{package}-{way}', marks=[pytest.mark.slow] * (package != 'mmdet' or slow))
         for package in ('mmdet', 'mmseg', 'mmengine')
-        for way, code, slow in (('scoped', FIND, False), ('custom_imports', CUSTOM_IMPORTS, True))
+        for way, code, slow in (('scoped', SCOPED, False), ('custom_imports', CUSTOM_IMPORTS, True))
     ],
 )
-def test_found_by_name(family, package, code):
-    name = family.cls.__name__
-    for module in run(code.format(package=package, name=name, arch=family.small)).split()[-2:]:
-        assert module == family.cls.__module__
+def test_found_by_name(package, code):
+    modules = run(code.format(package=package, backbones=BACKBONES)).split()
+    assert modules[-len(FAMILIES) :] == [family.cls.__module__ for family in FAMILIES]
 
 
 def test_pure_python_config(family, tmp_path):
@@ -70,6 +71,12 @@ def test_pure_python_config(family, tmp_path):
     assert isinstance(MODELS.build(Config.fromfile(tmp_path / 'dumped.py').backbone), family.cls)
 
 
-@pytest.mark.parametrize('use', ['import mmvit', "MODELS.build(dict(type='mmvit.MPViT', arch='tiny'))"])
+@pytest.mark.parametrize(
+    'use',
+    [
+        'import mmvit',
+        pytest.param("MODELS.build(dict(type='mmvit.MPViT', arch='tiny'))", marks=pytest.mark.slow, id='config'),
+    ],
+)
 def test_without_mmcv_one_sentence_says_so(use):
     assert 'mmvit[lite]' in run(HIDE_MMCV.format(use=use))

@@ -37,7 +37,7 @@ def coco(digits, tmp_path_factory) -> Path:
         content = json.loads((digits / 'annotations' / f'instances_{split}.json').read_text())
         content['images'] = content['images'][:count]
         content['annotations'] = [a for a in content['annotations'] if 1 < a['image_id'] <= count]
-        content['categories'] = [{'id': i, 'name': CocoDataset.METAINFO['classes'][i]} for i in range(10)]
+        content['categories'] = [{'id': i, 'name': name} for i, name in enumerate(CocoDataset.METAINFO['classes'])]
         (root / 'annotations' / f'instances_{split}2017.json').write_text(json.dumps(content))
     return root
 

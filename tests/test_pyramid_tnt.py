@@ -6,25 +6,19 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from families import FAMILIES
 from mmengine.logging import MMLogger
 from mmengine.runner import load_checkpoint
 
 from mmvit.models import PyramidTNT
 from mmvit.models.pyramid_tnt import RelativePosition, key_grid, resize_pos
 
-SMALL = dict(
-    inner_dims=(4, 8, 8, 8),
-    outer_dims=(32, 48, 64, 64),
-    inner_heads=(1, 2, 2, 2),
-    outer_heads=(2, 2, 4, 4),
-    depths=(2, 7, 1, 1),
-    img_size=64,
-)
+FAMILY = next(family for family in FAMILIES if family.cls is PyramidTNT)
 
 
 def build(**kwargs):
     torch.manual_seed(0)
-    return PyramidTNT(**{'arch': SMALL, **kwargs}).eval()
+    return PyramidTNT(**{'arch': FAMILY.small, **kwargs}).eval()
 
 
 def image(size):
@@ -53,11 +47,13 @@ def test_attention_with_a_resized_table(trained, size, reduction):
     results = []
     for out in (
         RelativePosition(table, trained, size, reduction).attend(q, k, v),
+        RelativePosition(table, trained, size, reduction, whole=True).attend(q, k, v),
         ((8**-0.5 * q @ k.mT + whole_table(table, trained, size, reduction)).softmax(-1)) @ v,
     ):
         (gradient,) = torch.autograd.grad(out.sin().sum(), table)
         results.append((out, gradient))
-    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(results[0], results[2], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(results[1], results[2], rtol=1e-4, atol=1e-5)
 
 
 def test_training_size_is_bit_identical_to_no_resizing(monkeypatch):
@@ -68,7 +64,7 @@ def test_training_size_is_bit_identical_to_no_resizing(monkeypatch):
         assert torch.equal(a, b)
     table = model.stages[0].relative_pos
     position = RelativePosition(table, (8, 8), (8, 8), 4)
-    assert position.native
+    assert position.table is table
     q, k, v = torch.randn(1, 2, 64, 16), torch.randn(1, 2, 4, 16), torch.randn(1, 2, 4, 16)
     plain = (16**-0.5 * q @ k.mT + table).softmax(-1) @ v
     torch.testing.assert_close(position.attend(q, k, v), plain, rtol=1e-5, atol=1e-5)
@@ -86,9 +82,8 @@ def test_resized_tables_of_smooth_functions_stay_them(size):
         return (torch.sin(2 * q[..., 0] - k[..., 1]) + q[..., 1] * k[..., 0])[None, None]
 
     trained, reduction = (16, 16), 2
-    position = RelativePosition(table(trained, reduction), trained, size, reduction)
-    resized = position.resized_queries @ position.key_weights.mT
-    torch.testing.assert_close(resized, table(size, reduction), rtol=0, atol=0.06)
+    position = RelativePosition(table(trained, reduction), trained, size, reduction, whole=True)
+    torch.testing.assert_close(position.table, table(size, reduction), rtol=0, atol=0.06)
     pos = places(trained).sin()[None]
     torch.testing.assert_close(resize_pos(pos, trained, size), places(size).sin()[None], rtol=0, atol=0.03)
 

@@ -1,6 +1,7 @@
 """What is RegionViT's own: window masks, wrapped relative positions, other windows, detection norms."""
 
 import logging
+import math
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from families import FAMILIES
 from mmengine.logging import MMLogger
 
 from mmvit.models import RegionViT
-from mmvit.models.regionvit import EdgeMasks, Stage, relative_index, resize_table
+from mmvit.models.regionvit import WindowGrid, relative_index, resize_table
 
 CPU = torch.device('cpu')
 FAMILY = next(family for family in FAMILIES if family.cls is RegionViT)
@@ -33,14 +34,14 @@ def image(size):
 
 
 def soil_padding(monkeypatch):
-    """Make every stage put noise where its windows are filled up."""
-    cut = Stage.cut
+    """Put noise where windows are filled up."""
+    cut = WindowGrid.cut
 
     def soiled(self, regional, local):
         padded = cut(self, torch.ones_like(regional), torch.ones_like(local)) == 0
         return cut(self, regional, local) + 3 * padded * torch.randn(padded.shape)
 
-    monkeypatch.setattr(Stage, 'cut', soiled)
+    monkeypatch.setattr(WindowGrid, 'cut', soiled)
 
 
 @pytest.mark.parametrize('arch', [SMALL, {**SMALL, 'peg': True}], ids=['plain', 'peg'])
@@ -60,46 +61,57 @@ def test_official_mask_lets_some_be_seen(monkeypatch):
     assert not torch.equal(model(image((57, 90)))[0], clean[0])
 
 
+def window_grid(pad, exact=False, window=4, grid=(3, 4)):
+    size = tuple(n * window - p for n, p in zip(grid, pad, strict=True))
+    return WindowGrid(grid, size, window, exact, CPU)
+
+
 @pytest.mark.parametrize('pad', [(0, 0), (2, 0), (0, 3), (2, 3), (4, 4), (4, 1)])
 def test_masks_differ_in_the_corner_only(pad):
-    official, exact = (EdgeMasks(4, pad, exact, CPU) for exact in (False, True))
-    for mine, other in ((official.right, exact.right), (official.bottom, exact.bottom)):
-        assert (mine is None) == (other is None)
-        assert mine is None or torch.equal(mine, other)
+    official, exact = (window_grid(pad, exact) for exact in (False, True))
+    assert official.counts == exact.counts
     if pad == (0, 0):
-        assert official.corner is None
-        assert exact.corner is None
+        assert official.masks == exact.masks == [None]
         return
-    everything = torch.ones(17, 17, dtype=torch.bool)
-    loose = everything if official.corner is None else official.corner
-    assert exact.corner is not None
-    assert (loose | ~exact.corner).all()  # what the exact mask allows, the official one does
+    for mine, other in zip(official.masks[1:3], exact.masks[1:3], strict=True):
+        assert torch.equal(mine, other)
+    assert official.masks[0] is exact.masks[0] is None
+    loose, strict = official.masks[3], exact.masks[3]
+    assert (loose | ~strict).all()  # what the exact mask allows, the official one does
     if pad != (4, 4):  # there the corner has no valid token at all
-        assert not torch.equal(loose, exact.corner)
-    assert (official.corner is None) == (0 in pad)
+        assert not torch.equal(loose, strict)
+    assert loose.all() == (0 in pad)
 
 
 def test_masks_by_the_definition():
-    masks = EdgeMasks(3, (1, 2), exact=False, device=CPU)
+    _, right, bottom, corner = window_grid((1, 2), window=3).masks
     places = [None, *((y, x) for y in range(3) for x in range(3))]
     for i, a in enumerate(places):
         for j, b in enumerate(places):
             rows = all(p is None or p[0] < 2 for p in (a, b))
             columns = all(p is None or p[1] < 1 for p in (a, b))
-            assert masks.bottom[i, j] == rows
-            assert masks.right[i, j] == columns
-            assert masks.corner[i, j] == (rows or columns)
+            assert bottom[i, j] == rows
+            assert right[i, j] == columns
+            assert corner[i, j] == (rows or columns)
 
 
 @pytest.mark.parametrize('grid', [(1, 1), (1, 3), (2, 1), (3, 4)])
 @pytest.mark.parametrize('pad', [(0, 0), (2, 0), (0, 3), (2, 3)])
-def test_every_window_is_in_one_piece(grid, pad):
-    count = torch.zeros(grid)
-    for band in EdgeMasks(4, pad, False, CPU).bands(*grid):
-        for rows, columns, _ in band:
-            assert count[rows, columns].numel() > 0
-            count[rows, columns] += 1
-    assert (count == 1).all()
+def test_windows_stand_by_their_mask(grid, pad):
+    windows = window_grid(pad, grid=grid)
+    places = torch.arange(math.prod(grid)).view(1, 1, *grid).float()
+    local = places.repeat_interleave(4, 2).repeat_interleave(4, 3)[:, :, : windows.size[0], : windows.size[1]]
+    cut = windows.cut(places, local)
+    order = cut[:, 0, 0, 0].long().tolist()
+    assert sorted(order) == list(range(math.prod(grid)))
+    if any(pad):
+        last_row, last_column = grid[0] - 1, grid[1] - 1
+        kinds = [2 * (i // grid[1] == last_row) + (i % grid[1] == last_column) for i in order]
+        assert kinds == sorted(kinds)
+        assert [kinds.count(kind) for kind in range(4)] == windows.counts
+    for before, after in zip((places, local), windows.join(cut), strict=True):
+        assert torch.equal(before, after)
+    assert ((cut == cut[:, :, :1]) | (cut == 0)).all()  # each window holds its region's number, or padding
 
 
 @pytest.mark.parametrize('window', [2, 3, 7])
@@ -161,17 +173,12 @@ def test_classification_file_leaves_detection_norms_initial(tmp_path, caplog):
 def test_stochastic_depth_draws_once_per_image():
     model = build(drop_path_rate=0.9).train()
     block = model.stages[3].blocks[0]
-    masks = EdgeMasks(4, (0, 0), False, CPU)
-    x = torch.randn(1, 3, 4, 17, 128)
-    regions = x[:, :, :, 0]
+    x = torch.randn(12, 2, 17, 128)
     torch.manual_seed(0)
-    kept = [not torch.equal(block(x, masks)[:, :, :, 1:], x[:, :, :, 1:]) for _ in range(40)]
-    assert any(kept)
-    assert not all(kept)
-    for _ in range(40):  # in each draw every window changed, or none
-        changed = (block(x, masks)[0, :, :, 1:] != x[0, :, :, 1:]).any(-1).any(-1)
-        assert changed.all() or not changed.any()
-    assert regions.shape[1:3] == (3, 4)
+    changed = torch.stack([(block(x, window_grid((0, 0))) != x)[:, :, 1:].any(-1).any(-1) for _ in range(40)])
+    assert (changed.all(1) | ~changed.any(1)).all()  # in each draw every window of an image changed, or none
+    assert 0 < changed[:, 0, 0].sum() < 40
+    assert not torch.equal(changed[:, 0, 0], changed[:, 0, 1])
 
 
 def test_unknown_mask_is_refused():

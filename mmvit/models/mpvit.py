@@ -6,10 +6,11 @@ between them copies nothing. Deviation from the released networks: none; their w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from mmcv.cnn import build_norm_layer
 from timm.layers import DropPath, Mlp, calculate_drop_path_rates
@@ -18,11 +19,19 @@ from torch.utils.checkpoint import checkpoint
 
 from mmvit.checkpoint import OfficialLayout
 from mmvit.models.base import Backbone
+from mmvit.models.pieces import PIECE, add, in_pieces
 from mmvit.registry import MODELS, register
 
 NUM_HEADS = 8
 # (heads, kernel size) of the convolutions that encode relative positions, in head order.
 CRPE_WINDOWS = ((2, 3), (3, 5), (3, 7))
+
+
+class Hardswish(nn.Module):
+    """In place where no gradient needs what comes in, which is always a fresh tensor here."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.hardswish(x, inplace=not torch.is_grad_enabled())
 
 
 class ConvNorm(nn.Sequential):
@@ -41,7 +50,7 @@ class ConvNorm(nn.Sequential):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
         self.norm = build_norm_layer(norm_cfg, out_channels)[1]
         if act:
-            self.act = nn.Hardswish()
+            self.act = Hardswish()
 
 
 class PatchEmbed(nn.Sequential):
@@ -52,7 +61,7 @@ class PatchEmbed(nn.Sequential):
         self.dwconv = nn.Conv2d(channels, channels, 3, stride, 1, groups=channels, bias=False)
         self.pwconv = nn.Conv2d(channels, channels, 1, bias=False)
         self.norm = build_norm_layer(norm_cfg, channels)[1]
-        self.act = nn.Hardswish()
+        self.act = Hardswish()
 
 
 class LocalPath(nn.Module):
@@ -63,11 +72,11 @@ class LocalPath(nn.Module):
         self.conv1 = ConvNorm(channels, channels, norm_cfg)
         self.dwconv = nn.Conv2d(channels, channels, 3, 1, 1, groups=channels, bias=False)
         self.norm = build_norm_layer(norm_cfg, channels)[1]
-        self.act = nn.Hardswish()
+        self.act = Hardswish()
         self.conv2 = ConvNorm(channels, channels, norm_cfg, act=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(self.act(self.norm(self.dwconv(self.conv1(x)))))
+        return add(self.conv2(self.act(self.norm(self.dwconv(self.conv1(x))))), x)
 
 
 class ConvPosEnc(nn.Module):
@@ -78,7 +87,7 @@ class ConvPosEnc(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, 1, 1, groups=channels)
 
     def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
-        return tokens + to_tokens(self.conv(to_map(tokens, size)))
+        return add(to_tokens(self.conv(to_map(tokens, size))), tokens)
 
 
 class ConvRelPosEnc(nn.Module):
@@ -109,21 +118,53 @@ class FactorizedAttention(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int], crpe: ConvRelPosEnc) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        queries = rearrange(q, 'b n (heads c) -> b heads n c', heads=NUM_HEADS)
-        context = (self.scale * self.summarise(k, v)).to(q.dtype)
-        attended = rearrange(queries @ context, 'b heads n c -> b n (heads c)')
-        return self.proj(torch.addcmul(attended, q, crpe(v, size)))
+        context = Context(k, v)
+        return self.attend(q, context.mean(), crpe(v, size))
+
+    def attend(self, q: Tensor, context: Tensor, position: Tensor) -> Tensor:
+        """Queries (B, N, C), their images' contexts, and the relative positions of the same tokens."""
+        attended = per_head(q) @ (self.scale * context).to(q.dtype)
+        return self.proj(torch.addcmul(rearrange(attended, 'b heads n c -> b n (heads c)'), q, position))
+
+    def queries(self, x: Tensor) -> Tensor:
+        channels = self.proj.in_features
+        return F.linear(x, self.qkv.weight[:channels], self.qkv.bias[:channels])
+
+    def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        channels = self.proj.in_features
+        k, v = F.linear(x, self.qkv.weight[channels:], self.qkv.bias[channels:]).chunk(2, dim=-1)
+        return k, v
+
+
+class Context:
+    """softmax(k)^T v per head, the softmax over tokens, from keys and values (B, N, C); more tokens may be added.
+
+    The sum is divided by the softmax's denominator in the end: no pass over the tokens normalises them. Never below
+    float32: among the 67 000 tokens of an 800x1333 image a weight is too small for 16 bits.
+    """
+
+    def __init__(self, k: Tensor, v: Tensor) -> None:
+        self.peak = k.detach().amax(dim=1, keepdim=True)
+        self.weight, self.sum = self._sums(k, v, self.peak)
+
+    def add(self, k: Tensor, v: Tensor) -> None:
+        peak = torch.maximum(self.peak, k.amax(dim=1, keepdim=True))
+        shrink = (self.peak - peak).float().exp()
+        weight, total = self._sums(k, v, peak)
+        self.weight = self.weight * shrink + weight
+        self.sum = self.sum * per_head(shrink).mT + total
+        self.peak = peak
+
+    def mean(self) -> Tensor:
+        """(B, heads, C/heads, C/heads)."""
+        return self.sum / per_head(self.weight).mT
 
     @staticmethod
-    def summarise(k: Tensor, v: Tensor) -> Tensor:
-        """softmax(k)^T v per head, the softmax over tokens: (B, N, C) twice -> (B, heads, C/heads, C/heads).
-
-        Never below float32: among the 67 000 tokens of an 800x1333 image a weight is too small for 16 bits.
-        """
+    def _sums(k: Tensor, v: Tensor, peak: Tensor) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(k.dtype, torch.float32)
         with torch.autocast(k.device.type, enabled=False):
-            weights = rearrange(k.softmax(dim=1, dtype=dtype), 'b n (heads c) -> b heads c n', heads=NUM_HEADS)
-            return weights @ rearrange(v.to(dtype), 'b n (heads c) -> b heads n c', heads=NUM_HEADS)
+            weights = (k.to(dtype) - peak.to(dtype)).exp()
+            return weights.sum(dim=1, keepdim=True), per_head(weights).mT @ per_head(v.to(dtype))
 
 
 class Block(nn.Module):
@@ -139,8 +180,36 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int], cpe: ConvPosEnc, crpe: ConvRelPosEnc) -> Tensor:
         x = cpe(x, size)
+        if in_pieces(self, x):
+            return self.forward_in_pieces(x, size, crpe)
         x = x + self.drop_path(self.attn(self.norm1(x), size, crpe))
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def forward_in_pieces(self, x: Tensor, size: tuple[int, int], crpe: ConvRelPosEnc) -> Tensor:
+        """The rest of the block, in place, in two passes over the tokens; keys and queries are never stored."""
+        attn = self.attn
+        values = torch.empty_like(x)
+        contexts = [self.context_in_pieces(*image) for image in zip(x.split(1), values.split(1), strict=True)]
+        positions = crpe(values, size)
+        for image, context, position in zip(x.split(1), contexts, positions.split(1), strict=True):
+            for piece, here in zip(image.split(PIECE, 1), position.split(PIECE, 1), strict=True):
+                piece += attn.attend(attn.queries(self.norm1(piece)), context, here)
+                piece += self.mlp(self.norm2(piece))
+        return x
+
+    def context_in_pieces(self, image: Tensor, values: Tensor) -> Tensor:
+        """The context of one image's tokens (1, N, C), whose values are stored on the way."""
+
+        def keys_and_values():
+            for piece, out in zip(image.split(PIECE, 1), values.split(PIECE, 1), strict=True):
+                k, v = self.attn.keys_and_values(self.norm1(piece))
+                yield k, out.copy_(v)
+
+        pieces = keys_and_values()
+        context = Context(*next(pieces))
+        for k, v in pieces:
+            context.add(k, v)
+        return context.mean()
 
 
 class TransformerPath(nn.Module):
@@ -162,6 +231,19 @@ class TransformerPath(nn.Module):
             else:
                 tokens = block(tokens, size, self.cpe, self.crpe)
         return to_map(tokens, size)
+
+
+class Aggregate(ConvNorm):
+    """Pointwise convolution over the channels of several maps, taken one by one and never laid side by side."""
+
+    def forward(self, maps: Iterable[Tensor]) -> Tensor:
+        maps = iter(maps)
+        x = next(maps)
+        weights = iter(self.conv.weight.split(x.shape[1], dim=1))
+        total = F.conv2d(x, next(weights), self.conv.bias)
+        for x, weight in zip(maps, weights, strict=True):
+            total = add(total, F.conv2d(x, weight))
+        return self.act(self.norm(total))
 
 
 class Stage(nn.Module):
@@ -186,15 +268,15 @@ class Stage(nn.Module):
         self.paths = nn.ModuleList(
             TransformerPath(channels, mlp_ratio, drop_path_rates, with_cp) for _ in range(num_paths)
         )
-        self.aggregate = ConvNorm(channels * (1 + num_paths), out_channels, norm_cfg)
+        self.aggregate = Aggregate(channels * (1 + num_paths), out_channels, norm_cfg)
 
     def forward(self, x: Tensor) -> Tensor:
         scales = []
         for embed in self.patch_embeds:
             x = embed(x)
             scales.append(x)
-        features = [path(scale) for path, scale in zip(self.paths, scales, strict=True)]
-        return self.aggregate(torch.cat([self.local(scales[0]), *features], dim=1))
+        features = (path(scale) for path, scale in zip([self.local, *self.paths], [scales[0], *scales], strict=True))
+        return self.aggregate(features)
 
 
 @register(MODELS)
@@ -313,6 +395,11 @@ class MPViT(Backbone):
                 groups = module.groups if '.local.' in name else 1
                 fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // groups
                 nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
+
+
+def per_head(tokens: Tensor) -> Tensor:
+    """(B, N, C) -> (B, heads, N, C/heads), a view."""
+    return rearrange(tokens, 'b n (heads c) -> b heads n c', heads=NUM_HEADS)
 
 
 def to_tokens(x: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmvit.checkpoint import OfficialLayout, log_line
 from mmvit.models.base import Backbone
+from mmvit.models.pieces import PIECE, Kept, add, in_pieces
 from mmvit.registry import MODELS, register
 
 SENTENCE = 8  # pixels of a sentence's side
@@ -63,8 +64,8 @@ class Stem(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Image (B, C, 8h, 8w) -> words (B, h, w, 16, c), sentences (B, h, w, C)."""
         x = self.common(x)
-        words = rearrange(self.inner(x), 'b c (h y) (w x) -> b h w (y x) c', y=4, x=4) + self.inner_pos
-        sentences = rearrange(self.outer(x), 'b c h w -> b h w c')
+        words = rearrange(self.inner(x), 'b c (h y) (w x) -> b h w (y x) c', y=4, x=4).contiguous() + self.inner_pos
+        sentences = rearrange(self.outer(x), 'b c h w -> b h w c').contiguous()
         size = (sentences.shape[1], sentences.shape[2])
         return words, sentences + resize_pos(self.outer_pos, self.grid, size).unflatten(1, size)
 
@@ -85,15 +86,16 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rel_pos: RelativePosition | None = None) -> Tensor:
         """Maps (B, h, w, C) -> the same."""
-        size = x.shape[1:3]
-        q = rearrange(self.q(x), 'b h w (heads c) -> b heads (h w) c', heads=self.num_heads)
-        k, v = rearrange(self.kv(self.pool(x)), 'b h w (two heads c) -> two b heads (h w) c', two=2, heads=q.shape[1])
+        if self.reduction == 1:
+            q, kv = F.linear(x, torch.cat([self.q.weight, self.kv.weight])).tensor_split([x.shape[-1]], dim=-1)
+        else:
+            q, kv = self.q(x), self.kv(self.pool(x))
+        q = rearrange(q, 'b h w (heads c) -> b heads (h w) c', heads=self.num_heads)
+        k, v = rearrange(kv, 'b h w (two heads c) -> two b heads (h w) c', two=2, heads=self.num_heads)
         out = F.scaled_dot_product_attention(q, k, v) if rel_pos is None else rel_pos.attend(q, k, v)
-        return self.proj(rearrange(out, 'b heads (h w) c -> b h w (heads c)', h=size[0], w=size[1]))
+        return self.proj(rearrange(out, 'b heads (h w) c -> b h w (heads c)', h=x.shape[1], w=x.shape[2]))
 
     def pool(self, x: Tensor) -> Tensor:
-        if self.reduction == 1:
-            return x
         pooled = F.avg_pool2d(rearrange(x, 'b h w c -> b c h w'), self.reduction)
         return self.norm(self.linear(rearrange(pooled, 'b c h w -> b h w c')))
 
@@ -104,33 +106,38 @@ class RelativePosition:
     The table T (heads, queries, keys) belongs to the training grid. Elsewhere its query grid and its key grid are
     resized, both bicubic. That is linear, so the resized table is ``resized_queries @ key_weights^T``, and the logits
     ``scale * q @ k^T`` plus the table are one product of (q, resized_queries) with (k, key_weights): a table of all
-    queries by all keys, 274 MB at 800x1333 in PyramidTNT-S's first stage, is never made.
+    queries by all keys, 274 MB at 800x1333 in PyramidTNT-S's first stage, need not be made.
 
     Args:
         table: The parameter (1, heads, N, M).
         trained: The sentence grid it was trained on.
         size: The sentence grid at hand.
         reduction: Pooling from the sentence grid to the key grid.
+        whole: Make the resized table all the same: the longer product is what a CPU feels, not the memory.
     """
 
-    def __init__(self, table: Tensor, trained: Grid, size: Grid, reduction: int) -> None:
-        self.table = table
-        self.native = trained == size
-        if not self.native:
-            keys = key_grid(trained, reduction)
-            dtype = torch.promote_types(table.dtype, torch.float32)
-            by_key = rearrange(table[0].to(dtype), 'heads (h w) keys -> heads keys h w', h=trained[0], w=trained[1])
-            self.resized_queries = rearrange(
-                F.interpolate(by_key, size, mode='bicubic'), 'heads keys h w -> 1 heads (h w) keys'
-            )
-            units = torch.eye(keys[0] * keys[1], dtype=dtype, device=table.device).unflatten(1, keys)[None]
-            self.key_weights = rearrange(
-                F.interpolate(units, key_grid(size, reduction), mode='bicubic'), '1 keys h w -> 1 1 (h w) keys'
-            )
+    def __init__(self, table: Tensor, trained: Grid, size: Grid, reduction: int, whole: bool = False) -> None:
+        # A table that could get a gradient would keep the fused kernels away.
+        self.table: Tensor | None = table if torch.is_grad_enabled() else table.detach()
+        if trained == size:
+            return
+        keys = key_grid(trained, reduction)
+        dtype = torch.promote_types(table.dtype, torch.float32)
+        by_key = rearrange(table[0].to(dtype), 'heads (h w) keys -> heads keys h w', h=trained[0], w=trained[1])
+        resized_queries = F.interpolate(by_key, size, mode='bicubic')
+        self.resized_queries = rearrange(resized_queries, 'heads keys h w -> 1 heads (h w) keys')
+        units = torch.eye(keys[0] * keys[1], dtype=dtype, device=table.device).unflatten(1, keys)[None]
+        key_weights = F.interpolate(units, key_grid(size, reduction), mode='bicubic')
+        self.key_weights = rearrange(key_weights, '1 keys h w -> 1 1 (h w) keys')
+        self.table = self.make_table().to(table.dtype) if whole else None
+
+    def make_table(self) -> Tensor:
+        """The resized table (1, heads, queries, keys)."""
+        return self.resized_queries @ self.key_weights.mT
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """softmax(scale * q @ k^T + table) @ v, heads and all: q (B, heads, N, C), k and v (B, heads, M, C)."""
-        if self.native:
+        if self.table is not None:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=self.table.to(q.dtype))
         width = v.shape[-1]
         tables = self.resized_queries.to(q.dtype), self.key_weights.to(q.dtype)
@@ -154,19 +161,30 @@ class WordPart(nn.Module):
         self.proj = nn.Linear(WORDS * inner, outer, bias=False)
         self.proj_norm2 = nn.LayerNorm(outer)
 
-    def forward(self, words: Tensor) -> tuple[Tensor, Tensor]:
-        """Words (B, h, w, 16, c) -> the same, and what they add to the sentences (B, h, w, C)."""
+    def forward(self, words: Tensor, sentences: Tensor) -> tuple[Tensor, Tensor]:
+        """Words (B, h, w, 16, c) and sentences (B, h, w, C) -> the same."""
+        if in_pieces(self, words):
+            step = max(1, PIECE // WORDS)
+            flat = words.view(-1, *words.shape[3:]), sentences.view(-1, sentences.shape[3])
+            for piece, read in zip(flat[0].split(step), flat[1].split(step), strict=True):
+                piece += self.among_words(self.normed(self.norm1, piece))
+                piece += self.mlp(self.normed(self.norm2, piece))
+                read += self.summary(piece)
+            return words, sentences
         words = words + self.drop_path(self.among_words(self.normed(self.norm1, words)))
         words = words + self.drop_path(self.mlp(self.normed(self.norm2, words)))
-        return words, self.proj_norm2(self.proj(self.proj_norm1(words.flatten(3))))
+        return words, sentences + self.summary(words)
 
     def among_words(self, words: Tensor) -> Tensor:
-        grids = rearrange(words, 'b h w (y x) c -> (b h w) y x c', y=4)
-        return self.attn(grids).reshape(words.shape)
+        return self.attn(words.reshape(-1, 4, 4, words.shape[-1])).view(words.shape)
+
+    def summary(self, words: Tensor) -> Tensor:
+        """What words (..., 16, c) tell their sentences (..., C)."""
+        return self.proj_norm2(self.proj(self.proj_norm1(words.flatten(-2))))
 
     @staticmethod
     def normed(norm: nn.LayerNorm, words: Tensor) -> Tensor:
-        return norm(words.flatten(3)).view(words.shape)
+        return norm(words.flatten(-2)).view(words.shape)
 
 
 class Block(nn.Module):
@@ -185,9 +203,12 @@ class Block(nn.Module):
 
     def forward(self, words: Tensor, sentences: Tensor, rel_pos: RelativePosition) -> tuple[Tensor, Tensor]:
         if self.words is not None:
-            words, read = self.words(words)
-            sentences = sentences + read
-        sentences = sentences + self.drop_path(self.attn(self.norm1(sentences), rel_pos))
+            words, sentences = self.words(words, sentences)
+        sentences = add(self.drop_path(self.attn(self.norm1(sentences), rel_pos)), sentences)
+        if in_pieces(self, sentences):
+            for piece in sentences.view(-1, sentences.shape[3]).split(PIECE):
+                piece += self.mlp(self.norm2(piece))
+            return words, sentences
         return words, sentences + self.drop_path(self.mlp(self.norm2(sentences)))
 
 
@@ -201,7 +222,7 @@ class SentenceMerge(nn.Module):
 
     def forward(self, sentences: Tensor) -> Tensor:
         merged = self.conv(rearrange(self.norm(sentences), 'b h w c -> b c h w'))
-        return rearrange(merged, 'b c h w -> b h w c')
+        return rearrange(merged, 'b c h w -> b h w c').contiguous()
 
 
 class WordMerge(nn.Module):
@@ -216,7 +237,8 @@ class WordMerge(nn.Module):
         height, width = words.shape[1:3]
         words = F.pad(self.norm(words), (0, 0, 0, 0, 0, width % 2, 0, height % 2))
         grids = rearrange(words, 'b (h i) (w j) (y x) c -> (b h w) c (i y) (j x)', i=2, j=2, y=4)
-        return rearrange(self.conv(grids), '(b h w) c y x -> b h w (y x) c', h=ceil(height / 2), w=ceil(width / 2))
+        merged = self.conv(grids)
+        return rearrange(merged, '(b h w) c y x -> b h w (y x) c', h=ceil(height / 2), w=ceil(width / 2)).contiguous()
 
 
 class Stage(nn.Module):
@@ -241,6 +263,7 @@ class Stage(nn.Module):
         self.sentence_merge = SentenceMerge(before[1], outer) if before else nn.Identity()
         keys = key_grid(grid, reduction)
         self.relative_pos = nn.Parameter(torch.zeros(1, heads[1], grid[0] * grid[1], keys[0] * keys[1]))
+        self.kept = Kept()
         depth = len(drop_path_rates)
         self.blocks = nn.ModuleList(
             Block(inner, outer, heads, reduction, rate, has_words=i == 0 or (i == 1 and depth > 6))
@@ -250,7 +273,12 @@ class Stage(nn.Module):
     def forward(self, words: Tensor, sentences: Tensor) -> tuple[Tensor, Tensor]:
         words, sentences = self.word_merge(words), self.sentence_merge(sentences)
         size = (sentences.shape[1], sentences.shape[2])
-        rel_pos = RelativePosition(self.relative_pos, self.grid, size, self.reduction)
+        whole = in_pieces(self, sentences)
+        rel_pos = self.kept.get(
+            (size, whole),
+            self.relative_pos,
+            lambda: RelativePosition(self.relative_pos, self.grid, size, self.reduction, whole),
+        )
         for block in self.blocks:
             if self.with_cp and torch.is_grad_enabled():
                 words, sentences = checkpoint(block, words, sentences, rel_pos, use_reentrant=False)
@@ -410,8 +438,7 @@ class PyramidTNT(Backbone):
             if table is not None and table.shape != stage.relative_pos.shape:
                 trained = _square(table.shape[2])
                 new = RelativePosition(table, trained, stage.grid, stage.reduction)
-                whole = new.table if new.native else new.resized_queries @ new.key_weights.mT
-                weights[f'{prefix}stages.{i}.relative_pos'] = whole.to(table.dtype)
+                weights[f'{prefix}stages.{i}.relative_pos'] = new.make_table().to(table.dtype)
                 resized.append(f'stages.{i}.relative_pos')
         if resized:
             log_line(f'PyramidTNT resized tables of another training size: {", ".join(resized)}')

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmvit.checkpoint import OfficialLayout, log_line
 from mmvit.models.base import Backbone
+from mmvit.models.pieces import PIECE, Kept, in_pieces
 from mmvit.registry import MODELS, register
 
 PATCH = 4  # pixels of a local token's side
@@ -81,8 +82,66 @@ class Projection(nn.Sequential):
         self.conv = nn.Conv2d(in_channels, channels, 3, 2, 1, groups=in_channels)
 
 
+class WindowGrid:
+    """The windows of a map, padded at right and bottom to whole ones, and what their tokens may see.
+
+    Windows stand in one row, those that no padding touches first, then the last column's, the last row's, the corner:
+    each piece of the row has one mask. Neither windows nor regions know their place, so that the order is free.
+
+    Args:
+        grid: Windows in rows and columns.
+        size: Rows and columns of local tokens.
+        window: Side of a window.
+        exact: Let a token of the corner window see another only if neither is padding. The released networks ask only
+            that both lie in valid rows or both in valid columns.
+        device: Where the masks are made.
+    """
+
+    def __init__(
+        self, grid: tuple[int, int], size: tuple[int, int], window: int, exact: bool, device: torch.device
+    ) -> None:
+        self.grid, self.size, self.window = grid, size, window
+        self.pad = (grid[0] * window - size[0], grid[1] * window - size[1])
+        height, width = grid
+        self.counts = [height * width]
+        self.masks: list[Tensor | None] = [None]
+        if any(self.pad):
+            self.counts = [(height - 1) * (width - 1), height - 1, width - 1, 1]
+            steps = torch.arange(window, device=device)
+            bottom = both_valid((steps < window - self.pad[0])[:, None].expand(window, window))
+            right = both_valid((steps < window - self.pad[1])[None, :].expand(window, window))
+            self.masks = [None, right, bottom, bottom & right if exact else bottom | right]
+
+    def cut(self, regional: Tensor, local: Tensor) -> Tensor:
+        """Maps to windows (h * w, B, 1 + window^2, C), each with its region first; what is short of one is zero."""
+        local = F.pad(local, (0, self.pad[1], 0, self.pad[0]))
+        windows = rearrange(local, 'b c (h y) (w x) -> h w b (y x) c', y=self.window, x=self.window)
+        windows = torch.cat([rearrange(regional, 'b c h w -> h w b 1 c'), windows], dim=3)
+        if not any(self.pad):
+            return windows.flatten(0, 1)
+        inner, right, bottom, corner = windows[:-1, :-1], windows[:-1, -1], windows[-1, :-1], windows[-1:, -1]
+        return torch.cat([inner.flatten(0, 1), right, bottom, corner])
+
+    def join(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+        """Windows back to the regional and the local map."""
+        height, width = self.grid
+        if any(self.pad):
+            inner, right, bottom, corner = windows.split(self.counts)
+            upper = torch.cat([inner.unflatten(0, (height - 1, width - 1)), right[:, None]], dim=1)
+            windows = torch.cat([upper.flatten(0, 1), bottom, corner])
+        windows = windows.unflatten(0, self.grid)
+        local = rearrange(windows[:, :, :, 1:], 'h w b (y x) c -> b c (h y) (w x)', y=self.window)
+        return rearrange(windows[:, :, :, 0], 'h w b c -> b c h w'), local[:, :, : self.size[0], : self.size[1]]
+
+
+def both_valid(valid: Tensor) -> Tensor:
+    """Pairs of tokens (1 + window^2 each way) of which both are valid; the region, first, always is."""
+    flat = F.pad(valid.flatten(), (1, 0), value=True)
+    return flat[:, None] & flat[None, :]
+
+
 class Attention(nn.Module):
-    """Self-attention over the second last axis, with or without the window's relative positions."""
+    """Self-attention, among the regions of an image and within windows."""
 
     rel_index: Tensor
 
@@ -93,67 +152,21 @@ class Attention(nn.Module):
         self.proj = nn.Linear(channels, channels)
         self.rel_pos_table = nn.Parameter(torch.zeros(num_heads, (2 * window - 1) ** 2))
         self.register_buffer('rel_index', relative_index(window), persistent=False)
+        self.kept = Kept()
 
-    def regional(self, x: Tensor) -> Tensor:
-        """All regions of an image: (B, h*w, C) -> the same."""
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Tokens (N, n, C) that see their n, with what is added to the logits (1, heads, n, n) -> the same."""
         q, k, v = rearrange(self.qkv(x), 'b n (three heads c) -> three b heads n c', three=3, heads=self.num_heads)
-        return self.proj(rearrange(F.scaled_dot_product_attention(q, k, v), 'b heads n c -> b n (heads c)'))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
+        return self.proj(rearrange(out, 'b heads n c -> b n (heads c)'))
 
-    def windowed(self, x: Tensor, masks: EdgeMasks) -> Tensor:
-        """Each window with its region first: (B, h, w, 1 + window^2, C) -> the same."""
-        qkv = rearrange(self.qkv(x), 'b h w n (three heads c) -> three b h w heads n c', three=3, heads=self.num_heads)
-        bias = F.pad(self.rel_pos_table[:, self.rel_index], (1, 0, 1, 0))  # none from or to the region
+    def biases(self, grid: WindowGrid) -> list[Tensor]:
+        """The relative positions, masked in turn with each mask of a grid."""
+        return self.kept.get(grid.pad, self.rel_pos_table, lambda: self._masked(grid.masks))
 
-        def attend(rows: slice, columns: slice, mask: Tensor | None) -> Tensor:
-            q, k, v = qkv[:, :, rows, columns].flatten(1, 3)
-            logits = bias if mask is None else bias.masked_fill(~mask, MASKED)
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=logits.to(q.dtype))
-            shape = qkv[0, :, rows, columns].shape[:3]
-            return rearrange(out, '(b h w) heads n c -> b h w n (heads c)', b=shape[0], h=shape[1], w=shape[2])
-
-        bands = [torch.cat([attend(*piece) for piece in band], dim=2) for band in masks.bands(x.shape[1], x.shape[2])]
-        return self.proj(torch.cat(bands, dim=1))
-
-
-class EdgeMasks:
-    """Which tokens of a window may see one another, where the last windows were filled up with padding.
-
-    Args:
-        window: Side of a window.
-        pad: Padded rows and columns (bottom, right), 0 to ``window`` each.
-        exact: Let a token of the corner window see another only if neither is padding. The released networks ask only
-            that both lie in valid rows or both in valid columns.
-        device: Where the masks are made.
-    """
-
-    def __init__(self, window: int, pad: tuple[int, int], exact: bool, device: torch.device) -> None:
-        steps = torch.arange(window, device=device)
-        rows = (steps < window - pad[0])[:, None].expand(window, window)
-        columns = (steps < window - pad[1])[None, :].expand(window, window)
-        self.bottom = _both(rows) if pad[0] else None
-        self.right = _both(columns) if pad[1] else None
-        self.corner: Tensor | None
-        if self.bottom is None or self.right is None:
-            one = self.right if self.bottom is None else self.bottom
-            self.corner = one if exact else None
-        else:
-            self.corner = self.bottom & self.right if exact else self.bottom | self.right
-
-    def bands(self, height: int, width: int) -> list[list[tuple[slice, slice, Tensor | None]]]:
-        """The windows of a height x width grid in bands of pieces (rows, columns, mask), empty pieces left out."""
-        if self.bottom is None and self.right is None:
-            return [[(slice(None), slice(None), None)]]
-        inner, last = slice(0, -1), slice(-1, None)
-        upper = [(inner, inner, None), (inner, last, self.right)]
-        lower = [(last, inner, self.bottom), (last, last, self.corner)]
-        start = 0 if width > 1 else 1
-        return [band[start:] for band in ([upper, lower] if height > 1 else [lower])]
-
-
-def _both(valid: Tensor) -> Tensor:
-    """Pairs of tokens (1 + window^2 each way) of which both are valid; the region, first, always is."""
-    flat = F.pad(valid.flatten(), (1, 0), value=True)
-    return flat[:, None] & flat[None, :]
+    def _masked(self, masks: Sequence[Tensor | None]) -> list[Tensor]:
+        bias = F.pad(self.rel_pos_table[:, self.rel_index], (1, 0, 1, 0))[None]  # none from or to the region
+        return [bias if mask is None else bias.masked_fill(~mask, MASKED) for mask in masks]
 
 
 class Block(nn.Module):
@@ -168,13 +181,32 @@ class Block(nn.Module):
         self.mlp = Mlp(channels, MLP_RATIO * channels)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, masks: EdgeMasks) -> Tensor:
-        """Windows with their region first: (B, h, w, 1 + window^2, C) -> the same."""
-        regions = x[:, :, :, 0].flatten(1, 2)
-        regions = regions + self.drop_path(self.attn.regional(self.norm0(regions)))
-        x = torch.cat([regions.unflatten(1, x.shape[1:3])[:, :, :, None], x[:, :, :, 1:]], dim=3)
-        x = x + self.drop_path(self.attn.windowed(self.norm1(x), masks))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+    def forward(self, x: Tensor, grid: WindowGrid) -> Tensor:
+        """Windows with their region first: (h * w, B, 1 + window^2, C) -> the same; in place if in pieces."""
+        regions = rearrange(x[:, :, 0], 'windows b c -> b windows c')
+        regions = regions + self.drop_path(self.attn(self.norm0(regions)))
+        regions = rearrange(regions, 'b windows c -> windows b 1 c')
+        biases = self.attn.biases(grid)
+        if in_pieces(self, x):
+            x[:, :, :1] = regions
+            step = max(1, PIECE // (x.shape[1] * x.shape[2]))
+            for alike, bias in zip(x.split(grid.counts), biases, strict=True):
+                for windows in alike.split(step):
+                    windows += self.windowed(self.norm1(windows), bias)
+                    windows += self.mlp(self.norm2(windows))
+            return x
+        x = torch.cat([regions, x[:, :, 1:]], dim=2)
+        pieces = self.norm1(x).split(grid.counts)
+        attended = torch.cat([self.windowed(piece, bias) for piece, bias in zip(pieces, biases, strict=True)])
+        x = x + self.drop_image(attended)
+        return x + self.drop_image(self.mlp(self.norm2(x)))
+
+    def windowed(self, x: Tensor, bias: Tensor) -> Tensor:
+        return self.attn(x.flatten(0, 1), bias).view(x.shape)
+
+    def drop_image(self, x: Tensor) -> Tensor:
+        """Stochastic depth, one draw for all windows of an image."""
+        return self.drop_path(x.transpose(0, 1)).transpose(0, 1)
 
 
 class Stage(nn.Module):
@@ -200,37 +232,29 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(Block(channels, num_heads, window, rate) for rate in drop_path_rates)
         self.peg = nn.Conv2d(channels, channels, 3, 1, 1, groups=channels, bias=False) if peg else None
         self.det_norm = LayerNorm2d(channels, eps=1e-5) if det_norm else nn.Identity()
+        self.kept = Kept()
 
     def forward(self, regional: Tensor, local: Tensor) -> tuple[Tensor, Tensor]:
         """Regional and local maps (B, C, ., .) of the stage before -> those of this one."""
         regional, local = self.projection(regional), self.projection(local)
-        size = (local.shape[2], local.shape[3])
-        pad = tuple(n * self.window - m for n, m in zip(regional.shape[2:], size, strict=True))
-        masks = EdgeMasks(self.window, pad, self.exact_mask, local.device)  # type: ignore[arg-type]
-        x = self.cut(regional, local)
+        sizes = (regional.shape[2], regional.shape[3]), (local.shape[2], local.shape[3])
+        first: Any = self.blocks[0]
+        grid = self.kept.get(
+            sizes,
+            first.attn.rel_pos_table,
+            lambda: WindowGrid(*sizes, self.window, exact=self.exact_mask, device=local.device),
+        )
+        x = grid.cut(regional, local)
         for i, block in enumerate(self.blocks):
             if self.with_cp and torch.is_grad_enabled():
-                x = checkpoint(block, x, masks, use_reentrant=False)
+                x = checkpoint(block, x, grid, use_reentrant=False)
             else:
-                x = block(x, masks)
+                x = block(x, grid)
             if i == 0 and self.peg is not None:
-                regional, local = self.join(x, size)
-                x = self.cut(regional + self.peg(regional), local + self.peg(local))
-        regional, local = self.join(x, size)
+                regional, local = grid.join(x)
+                x = grid.cut(regional + self.peg(regional), local + self.peg(local))
+        regional, local = grid.join(x)
         return regional, self.det_norm(local)
-
-    def cut(self, regional: Tensor, local: Tensor) -> Tensor:
-        """Maps to windows (B, h, w, 1 + window^2, C), each with its region first; what is short of one is zero."""
-        height, width = regional.shape[2:]
-        pad = (0, width * self.window - local.shape[3], 0, height * self.window - local.shape[2])
-        local = F.pad(local, pad)
-        windows = rearrange(local, 'b c (h y) (w x) -> b h w (y x) c', h=height, w=width)
-        return torch.cat([rearrange(regional, 'b c h w -> b h w 1 c'), windows], dim=3)
-
-    def join(self, x: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Windows back to the regional map and the local map of this size."""
-        local = rearrange(x[:, :, :, 1:], 'b h w (y x) c -> b c (h y) (w x)', y=self.window)
-        return rearrange(x[:, :, :, 0], 'b h w c -> b c h w'), local[:, :, : size[0], : size[1]]
 
 
 @register(MODELS)

@@ -1,0 +1,63 @@
+"""CPU inference in pieces of tokens.
+
+On a CPU a map of an 800x1333 image does not fit the cache, and each new buffer of its size costs fresh pages. Working
+through a few thousand tokens at a time, in place, takes neither: measured, it beats everything else there. Elsewhere
+(GPUs, training, compiled and exported programs) whole tensors are right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PIECE = 3072  # tokens; 1000 to 4000 are about as fast
+
+
+def in_pieces(module: nn.Module, x: Tensor) -> bool:
+    """Whether ``module`` may work through ``x`` piece by piece."""
+    return (
+        x.device.type == 'cpu'
+        and not module.training
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+    )
+
+
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """x + y; into ``x``, which nobody else may hold, where no gradient needs it."""
+    return x + y if torch.is_grad_enabled() else x.add_(y)
+
+
+class Kept(nn.Module):
+    """What an evaluating module last computed from a weight, kept between its forwards.
+
+    Nothing stale comes out: it is made anew when gradients are wanted or the weight, its dtype or its device changed;
+    it is forgotten when the module is told to train or to evaluate, which also ends what cannot be seen on the weight
+    (an averaged model's ``.data`` swapped in). Compiled programs and CUDA graphs make their own.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: tuple[Any, Any] = (None, None)
+
+    def get(self, key: Any, weight: Tensor, make: Callable[[], Any]) -> Any:
+        """The result of ``make()``, or of the last call if ``key`` and ``weight`` are the same."""
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return make()
+        if weight.is_cuda and torch.cuda.is_current_stream_capturing():
+            return make()
+        key = (key, weight.data_ptr(), weight._version, weight.dtype, weight.device)
+        if self.last[0] != key:
+            self.last = (key, make())
+        return self.last[1]
+
+    def train(self, mode: bool = True) -> Kept:
+        self.last = (None, None)
+        return super().train(mode)
+
+    def _apply(self, *args, **kwargs):
+        self.last = (None, None)
+        return super()._apply(*args, **kwargs)

@@ -1,0 +1,160 @@
+"""The fast ways of computing give what the plain networks give; what is kept between forwards never shows."""
+
+import copy
+import sys
+
+import pytest
+import torch
+from plain import Plain
+from torch import nn
+
+from mmvit.models.pieces import Kept
+
+SIZES = [(64, 64), (65, 131)]
+
+
+def images(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_maps_close(outs, expected):
+    for out, reference in zip(outs, expected, strict=True):
+        torch.testing.assert_close(out, reference, rtol=0, atol=2e-5 * reference.std().item())
+
+
+@pytest.mark.parametrize('piece', [100, 3072])
+@pytest.mark.parametrize('size', SIZES)
+def test_inference_in_pieces_equals_the_plain_network(family, size, piece, monkeypatch):
+    monkeypatch.setattr(sys.modules[family.cls.__module__], 'PIECE', piece)
+    model = family.build().eval()
+    x = images(2, 3, *size)
+    with torch.no_grad():
+        assert_maps_close(model(x), Plain(model)(x))
+
+
+@pytest.mark.parametrize('size', SIZES)
+def test_gradients_equal_the_plain_network(family, size):
+    model = family.build().eval()  # batch statistics of so few pixels would magnify every rounding
+    x = images(2, 3, *size)
+    plain = Plain(copy.deepcopy(model))
+    results = []
+    for network, owner in ((model, model), (plain, plain.model)):
+        outs = network(x)
+        sum(out.sin().sum() for out in outs).backward()
+        results.append((outs, dict(owner.named_parameters())))
+    assert_maps_close(results[0][0], results[1][0])
+    for name, parameter in results[0][1].items():
+        expected = results[1][1][name].grad
+        tolerance = 1e-4 * expected.abs().max().item() + 1e-4
+        torch.testing.assert_close(
+            parameter.grad, expected, rtol=0, atol=tolerance, msg=lambda m, name=name: f'{name}: {m}'
+        )
+
+
+def test_images_are_not_written_to(family):
+    x = images(1, 3, 64, 64).to(memory_format=torch.channels_last)
+    before = x.clone()
+    with torch.no_grad():
+        family.build().eval()(x)
+    assert torch.equal(x, before)
+
+
+@torch.no_grad()
+def test_forwards_leave_no_trace(family):
+    model = family.build().eval()
+    state = copy.deepcopy(model.state_dict())
+    first, other = images(1, 3, 65, 97), images(1, 3, 64, 100)
+    outs = model(first)
+    model(other)
+    for a, b in zip(model(first), outs, strict=True):
+        assert torch.equal(a, b)
+    assert model.state_dict().keys() == state.keys()
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in state.items())
+
+
+def changed(model):
+    """Other weights for a model, in every tensor."""
+    return {k: v + 0.1 if v.is_floating_point() else v for k, v in model.state_dict().items()}
+
+
+def load(model):
+    model.load_state_dict(changed(model))
+
+
+def assign(model):
+    model.load_state_dict(changed(model), assign=True)
+
+
+def step(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1)
+
+
+def swap_data(model):
+    """As mmengine's averaging of weights does: unseen by the parameter, but followed by eval()."""
+    for parameter in model.parameters():
+        parameter.data.copy_(parameter.data + 0.1)
+    model.eval()
+
+
+@pytest.mark.parametrize('change', [load, assign, step, swap_data])
+@pytest.mark.parametrize('mode', [torch.no_grad, torch.inference_mode])
+def test_changed_weights_are_seen(family, change, mode):
+    model = family.build().eval()
+    x = images(1, 3, 65, 97)
+    with mode():
+        model(x)
+    change(model)
+    fresh = family.cls(family.small).eval()
+    fresh.load_state_dict(model.state_dict())
+    with mode():
+        for a, b in zip(model(x), fresh(x), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_changed_dtype_is_seen(family):
+    model = family.build().eval()
+    x = images(1, 3, 65, 97)
+    with torch.inference_mode():
+        model(x)
+    model.double()
+    with torch.inference_mode():
+        double = model(x.double())
+    assert all(out.dtype == torch.float64 for out in double)
+    sum(out.sum() for out in model(x.double())).backward()  # what inference kept is not what training uses
+    assert all(p.grad is not None for p in model.parameters())
+
+
+class Doubler(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        self.kept = Kept()
+        self.made = []
+
+    def forward(self, key):
+        def make():
+            self.made.append(key)
+            return 2 * self.weight
+
+        return self.kept.get(key, self.weight, make)
+
+
+def test_kept_until_something_changes():
+    module = Doubler().eval()
+    with torch.no_grad():
+        module('a'), module('a')
+        assert module.made == ['a']
+        module('b'), module('a')
+        assert module.made == ['a', 'b', 'a']  # the last one only: bounded however sizes vary
+        module.weight += 1
+        assert torch.equal(module('a'), 2 * module.weight)
+        module.eval()
+        module('a')
+        module.train()
+        module('a'), module('a')
+        assert module.made == ['a', 'b', 'a', 'a', 'a', 'a', 'a']
+    module.eval()
+    assert module('a').requires_grad
+    assert not module.state_dict().keys() - {'weight'}

@@ -4,11 +4,13 @@ mmengine imports this module when it meets the scope ``mmvit`` in a name, so tha
 works from mmdet, mmseg and plain mmengine configs without any import.
 """
 
+from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import WEIGHT_INITIALIZERS as ROOT_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=ROOT_MODELS, scope='mmvit', locations=['mmvit.models'])
+HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='mmvit', locations=['mmvit.hooks'])
 WEIGHT_INITIALIZERS = Registry(
     'weight initializer', parent=ROOT_WEIGHT_INITIALIZERS, scope='mmvit', locations=['mmvit.checkpoint']
 )

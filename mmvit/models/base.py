@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABCMeta, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar
 
 import torch
+from mmcv.cnn import fuse_conv_bn
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -94,6 +96,10 @@ class Backbone(BaseModule, metaclass=ABCMeta):
                 if isinstance(module, _BatchNorm):
                     module.eval()
         return self
+
+    def fuse(self) -> Backbone:
+        """A copy for inference with the batch norms folded into the convolutions before them; this one stays."""
+        return fuse_conv_bn(copy.deepcopy(self).eval()).requires_grad_(False)
 
     def init_weights(self) -> None:
         """Apply ``init_cfg`` to the weights that the constructor initialised."""

@@ -1,0 +1,123 @@
+"""Faster backbones inside a runner: what is measured stays the same, and nothing stays behind."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader
+
+from mmvit.hooks import backbone_of
+
+
+class Toy(BaseModel):
+    """A backbone in a model that mmengine can train and test."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+        self.seen = []
+
+    def forward(self, inputs, mode='tensor'):
+        maps = self.backbone(inputs)
+        if mode == 'loss':
+            return dict(loss=sum(m.square().mean() for m in maps))
+        self.seen.append([m.detach() for m in maps])
+        return [m.mean() for m in maps]
+
+
+class Metric:
+    def process(self, *_, **__):
+        pass
+
+    def evaluate(self, *_):
+        return dict(nothing=0.0)
+
+
+def runner(model, hooks, tmp_path, sizes=((64, 96), (65, 97))):
+    data = [dict(inputs=torch.randn(3, *size, generator=torch.Generator().manual_seed(1))) for size in sizes]
+    loader = DataLoader(data, batch_size=1)
+    return Runner(
+        model=model,
+        work_dir=str(tmp_path),
+        train_dataloader=loader,
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
+        test_dataloader=loader,
+        test_cfg=dict(),
+        test_evaluator=[dict(type='mmengine.DumpResults', out_file_path=str(tmp_path / 'results.pkl'))],
+        default_scope='mmengine',
+        custom_hooks=hooks,
+        default_hooks=dict(timer=dict(type='IterTimerHook')),
+        experiment_name=tmp_path.name,
+    )
+
+
+def test_fused_copy_equals_the_original(family):
+    model = family.build().eval()
+    before = copy.deepcopy(model.state_dict())
+    fused = model.fuse()
+    assert not any(isinstance(m, _BatchNorm) for m in fused.modules())
+    for size in ((64, 96), (65, 97)):
+        x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            for a, b in zip(fused(x), model(x), strict=True):
+                torch.testing.assert_close(a, b, rtol=0, atol=1e-4 * b.std().item())
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
+    assert any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize('extra', [[], [dict(type='EMAHook', momentum=0.5)]], ids=['alone', 'with averaging'])
+def test_fused_test_equals_the_plain_one(normed_family, extra, tmp_path):
+    results = []
+    for name, hooks in (('plain', []), ('fused', [dict(type='mmvit.FuseBackboneHook')])):
+        torch.manual_seed(0)
+        model = Toy(normed_family.build())
+        folder = tmp_path / name
+        run = runner(model, extra + hooks, folder)
+        run.train()
+        weights = copy.deepcopy(model.state_dict())
+        model.seen.clear()
+        run.test()
+        assert all(torch.equal(model.state_dict()[k], v) for k, v in weights.items())
+        assert 'forward' not in vars(model.backbone)
+        results.append(model.seen)
+    for plain, fused in zip(*results, strict=True):
+        for a, b in zip(fused, plain, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-4 * b.std().item())
+            assert not torch.equal(a, b)  # it was another program
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('dynamic', [None, True])
+def test_compiled_backbone_trains_and_saves_as_usual(family, dynamic, tmp_path):
+    sizes = ((64, 96), (65, 97), (96, 64), (64, 130), (101, 77), (128, 96))
+    programs = []
+
+    def backend(graph, inputs):
+        programs.append(graph)
+        return graph.forward
+
+    results = []
+    for name, hooks in (
+        ('plain', []),
+        ('compiled', [dict(type='mmvit.CompileBackboneHook', dynamic=dynamic, backend=backend)]),
+    ):
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        model = Toy(family.build(norm_eval=True) if family.has_batch_norm else family.build())
+        torch.manual_seed(0)
+        runner(model, hooks, tmp_path / name, sizes).train()
+        results.append(model.state_dict())
+    assert results[0].keys() == results[1].keys()
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value, rtol=1e-3, atol=1e-4)
+    assert 0 < len(programs) < len(sizes)  # not one for each size
+
+
+def test_other_backbones_are_refused(tmp_path):
+    run = runner(Toy(torch.nn.Conv2d(3, 4, 1)), [], tmp_path)
+    with pytest.raises(TypeError, match='mmvit'):
+        backbone_of(run)

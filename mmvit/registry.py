@@ -5,12 +5,19 @@ works from mmdet, mmseg and plain mmengine configs without any import.
 """
 
 from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as ROOT_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import WEIGHT_INITIALIZERS as ROOT_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=ROOT_MODELS, scope='mmvit', locations=['mmvit.models'])
 WEIGHT_INITIALIZERS = Registry(
     'weight initializer', parent=ROOT_WEIGHT_INITIALIZERS, scope='mmvit', locations=['mmvit.checkpoint']
+)
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    'optimizer wrapper constructor',
+    parent=ROOT_OPTIM_WRAPPER_CONSTRUCTORS,
+    scope='mmvit',
+    locations=['mmvit.optim'],
 )
 
 

@@ -4,7 +4,6 @@ from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
-import mmengine.config.utils
 import numpy as np
 import pytest
 import torch
@@ -40,14 +39,6 @@ DROP_PATH_RATES = {'mpvit_t': 0.1, 'mpvit_xs': 0.1, 'mpvit_s': 0.2, 'mpvit_b': 0
 @pytest.fixture(autouse=True)
 def _mmdet():
     register_all_modules()
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _read_mmdets_index_once():
-    """mmengine reads all metafiles of a package for each file that a config inherits from it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mmengine.config.utils, 'load', cache(mmengine.config.utils.load))
-        yield
 
 
 @cache

@@ -55,12 +55,10 @@ def method(prefix: str, *metrics: str, schedules: tuple[str, ...] = ('1x', '3x')
     for name in index:
         if not name.startswith(f'{prefix}_') or name.endswith('_3x'):
             continue
-        runs = [index.get(name + ('_3x' if schedule == '3x' else '')) for schedule in schedules]
-        values = [
-            str(run['Metrics'].get(f'Published {metric}', '')) if run else '' for run in runs for metric in metrics
-        ]
-        label = f'`{name}[_3x]`' if f'{name}_3x' in index else f'`{name}`'
-        rows.append([label, *values, *sizes(index[name])])
+        long = index.get(f'{name}_3x')
+        runs = [index[name], long or {'Metrics': {}}][: len(schedules)]
+        values = [str(run['Metrics'].get(f'Published {metric}', '')) for run in runs for metric in metrics]
+        rows.append([f'`{name}[_3x]`' if long else f'`{name}`', *values, *sizes(index[name])])
     return rows
 
 

@@ -11,7 +11,7 @@ PLOT := $(BIN)/mim run mmdet analyze_logs plot_curve
 # What these packages say of one another on every start; it helps nobody here.
 export PYTHONWARNINGS := ignore
 
-.PHONY: demo test test-fast lint pins
+.PHONY: demo test test-fast lint tables pins
 .DELETE_ON_ERROR:
 
 demo: $(READY) data/digits/annotations/instances_val.json
@@ -36,6 +36,11 @@ lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/python tests/readme_tables.py --check
+
+# Write README's tables anew from the metafiles.
+tables: $(READY)
+	$(BIN)/python tests/readme_tables.py
 
 # Resolve the pins anew (pyproject.toml says which are held, and why).
 pins: $(READY)

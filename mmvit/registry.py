@@ -6,6 +6,7 @@ works from mmdet, mmseg and plain mmengine configs without any import.
 
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as ROOT_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import WEIGHT_INITIALIZERS as ROOT_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
 
@@ -13,6 +14,12 @@ MODELS = Registry('model', parent=ROOT_MODELS, scope='mmvit', locations=['mmvit.
 HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='mmvit', locations=['mmvit.hooks'])
 WEIGHT_INITIALIZERS = Registry(
     'weight initializer', parent=ROOT_WEIGHT_INITIALIZERS, scope='mmvit', locations=['mmvit.checkpoint']
+)
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    'optimizer wrapper constructor',
+    parent=ROOT_OPTIM_WRAPPER_CONSTRUCTORS,
+    scope='mmvit',
+    locations=['mmvit.optim'],
 )
 
 

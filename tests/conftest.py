@@ -1,5 +1,16 @@
+from functools import cache
+
+import mmengine.config.utils
 import pytest
 from families import FAMILIES, Family
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _read_metafiles_once():
+    """mmengine reads all metafiles of a package for each file that a config inherits from it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mmengine.config.utils, 'load', cache(mmengine.config.utils.load))
+        yield
 
 
 @pytest.fixture(params=FAMILIES, ids=lambda family: family.key)

@@ -1,28 +1,43 @@
-"""The configs: every one builds, fits its backbone, and is the size that the papers print."""
+"""The configs: every one fits its backbone, is as published, trains and predicts."""
 
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mim.commands.search import convert2df
+from mmcv.transforms import Compose
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks
 from mmdet.utils import register_all_modules
 from mmengine.analysis import FlopAnalyzer
 from mmengine.config import Config
-from mmengine.structures import InstanceData
+from mmengine.optim import build_optim_wrapper
+from mmengine.structures import InstanceData, PixelData
+from mmseg.structures import SegDataSample
+from modelindex.load_model_index import load as load_index
+from readme_tables import models
+from torch import nn
+from torch._subclasses import FakeTensorMode
 
-from mmvit.models import MPViT
+import mmvit.models
+from mmvit.models import MPViT, RegionViT
+from mmvit.models.base import Backbone
 
-CONFIGS = sorted(Path('configs').glob('*.py'))
-PUBLISHED_PARAMETERS = {  # millions
-    'maskrcnn_mpvit_t': 25.7,  # of the released T (mlp_ratio 2); the paper prints another T's 28
-    'maskrcnn_mpvit_xs': 30,
-    'maskrcnn_mpvit_s': 43,
-    'maskrcnn_mpvit_b': 95,
-    'maskrcnn_regionvit_s': 50.1,
-}
+CONFIGS = sorted(path.stem for path in Path('configs').glob('*.py'))
+INDEX = models()
+LEAVES = [name for name, entry in INDEX.items() if 'Config' in entry]
+DETECTORS = [name for name in LEAVES if not name.startswith('upernet')]
+# The other leaves are these, trained for longer or at other sizes.
+NETWORKS = [name for name in LEAVES if not name.endswith(('_3x', '_896'))]
+LARGE = [name for name in NETWORKS if name.removesuffix('_peg').removesuffix('_w14').endswith('_b')]
+# Maps of the regions that FLOPs are counted for, of the box heads and of the mask heads.
+PROPOSED, MASKED = (1000, 256, 7, 7), (100, 256, 14, 14)
+DROP_PATH_RATES = {'mpvit_t': 0.1, 'mpvit_xs': 0.1, 'mpvit_s': 0.2, 'mpvit_b': 0.4, 'regionvit': 0.2}
 
 
 @pytest.fixture(autouse=True)
@@ -30,22 +45,73 @@ def _mmdet():
     register_all_modules()
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
-def test_neck_fits_backbone(path):
-    config = Config.fromfile(path)
+@cache
+def read(name):
+    return Config.fromfile(f'configs/{name}.py')
+
+
+@cache
+def on_meta(name):
     with torch.device('meta'):
-        model = MODELS.build(config.model)
-    assert tuple(config.model.neck.in_channels) == model.backbone.out_channels
-    assert config.auto_scale_lr.base_batch_size > 0
+        return MODELS.build(deepcopy(read(name).model))
 
 
-@pytest.mark.parametrize('name', PUBLISHED_PARAMETERS)
+def test_index_names_every_config():
+    assert sorted(LEAVES) == [name for name in CONFIGS if not name.endswith('_digits')]
+    assert all(INDEX[name]['Config'] == f'configs/{name}.py' for name in LEAVES)
+    index = load_index('model-index.yml')
+    index.check()
+    assert not index.check_errors
+    index.build_models_with_collections()
+    assert convert2df(index).loc['maskrcnn_mpvit_s', 'measured_parameters(M)'] == 42.7
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_config_fits_its_backbone(name):
+    config = read(name)
+    assert config.auto_scale_lr.base_batch_size == (8 if name.endswith('_digits') else 16)
+    network = name.removesuffix('_3x').removesuffix('_896')
+    if network != name:
+        assert config.model == read(network).model
+        return
+    model, backbone = on_meta(name), on_meta(name).backbone
+    if name.startswith('upernet'):
+        assert tuple(config.model.decode_head.in_channels) == backbone.out_channels
+        assert config.model.auxiliary_head.in_channels == backbone.out_channels[2]
+        return
+    assert tuple(config.model.neck.in_channels) == backbone.out_channels
+    assert model.neck.start_level == 0
+    is_retinanet = name.startswith('retinanet')
+    head = model.bbox_head if is_retinanet else model.rpn_head
+    assert [stride for stride, _ in head.prior_generator.strides] == [backbone.out_strides[0] << i for i in range(5)]
+    assert backbone.out_strides[0] == (8 if is_retinanet else 4)
+
+
+def test_backbones_of_the_index_have_these_parameters():
+    for entry in INDEX.values():
+        if 'Config' not in entry:
+            with torch.device('meta'):
+                assert entry['Metadata']['Measured Parameters (M)'] == millions(backbone_of(entry))
+
+
+def backbone_of(entry):
+    """As in the classification networks."""
+    cls = getattr(mmvit.models, entry['In Collection'])
+    return cls(entry['Metadata']['Arch'], **(dict(det_norm=False) if cls is RegionViT else {}))
+
+
+@pytest.mark.parametrize('name', LEAVES)
 def test_parameters_as_published(name):
-    with torch.device('meta'):
-        model = MODELS.build(Config.fromfile(f'configs/{name}.py').model)
-    millions = sum(p.numel() for p in model.parameters()) / 1e6
-    expected = PUBLISHED_PARAMETERS[name]
-    assert abs(millions - expected) <= max(0.5, 0.012 * expected)
+    sizes = INDEX[name]['Metadata']
+    measured = millions(on_meta(name.removesuffix('_3x').removesuffix('_896')))
+    assert sizes['Measured Parameters (M)'] == measured
+    published = sizes.get('Published Parameters (M)')
+    if published and 'mpvit_t' not in name:  # the paper's detectors have another T than the released one
+        assert abs(measured - published) <= max(0.5, 0.012 * published)
+
+
+def millions(model):
+    return round(sum(p.numel() for p in model.parameters()) / 1e6, 1)
 
 
 @pytest.mark.parametrize(
@@ -83,21 +149,141 @@ def test_detector_flops_as_published():
     assert abs(flops.total() / 1e9 - 268) <= 0.02 * 268
 
 
-def test_recipe_of_the_paper():
-    config = Config.fromfile('configs/maskrcnn_mpvit_s.py')
-    assert (config.train_cfg.type, config.train_cfg.max_epochs) == ('EpochBasedTrainLoop', 12)
-    optimizer = config.optim_wrapper.optimizer
-    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 1e-4, 0.05)
-    assert config.optim_wrapper.clip_grad.max_norm == 1.0
-    assert 'paramwise_cfg' not in config.optim_wrapper  # every parameter decays
+@pytest.mark.slow
+@pytest.mark.parametrize('name', [name for name in INDEX if not name.endswith('_3x')])
+def test_flops_as_published(name):
+    """Within 2% or the last digit printed, at the papers' image sizes; fake tensors have a shape and no values."""
+    flops = pytest.importorskip('mmvit.flops')
+    entry, sizes = INDEX[name], INDEX[name]['Metadata']
+    with torch.device('meta'):
+        model = MODELS.build(deepcopy(read(name).model)) if 'Config' in entry else backbone_of(entry)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        model.eval().to_empty(device='cpu')
+        found = flops.count_work(run_network, model, torch.zeros(1, 3, *flops_size(name))).multiply_adds / 1e9
+        assert found == pytest.approx(sizes['Measured FLOPs (G)'], abs=0.05)
+        if name.startswith('maskrcnn_regionvit'):  # the paper leaves the mask head out
+            found -= flops.count_work(run_heads, model.roi_head.mask_head, torch.zeros(*MASKED)).multiply_adds / 1e9
+    published = sizes.get('Published FLOPs (G)')
+    if published and 'mpvit_t' not in name:  # the paper's detectors have another T than the released one
+        assert abs(found - published) <= max(0.05, 0.02 * published)
+
+
+def flops_size(name):
+    if name.startswith('upernet'):
+        return 512, 2048
+    if name in LEAVES:
+        return (896, 1344) if '896' in name else (672, 1120) if 'regionvit' in name else (800, 1280)
+    return (INDEX[name]['Metadata']['Image Size'],) * 2
+
+
+def run_network(model, image):
+    if isinstance(model, Backbone):
+        return model(image)
+    maps = model.extract_feat(image)
+    if hasattr(model, 'decode_head'):
+        return model.decode_head(maps)
+    if not hasattr(model, 'roi_head'):
+        return model.bbox_head(maps)
+    model.rpn_head(maps)
+    run_heads(model.roi_head.bbox_head, torch.zeros(*PROPOSED))
+    return run_heads(model.roi_head.mask_head, torch.zeros(*MASKED))
+
+
+def run_heads(heads, regions):
+    """The head, or all of a cascade's, on the maps of some regions."""
+    for head in heads if isinstance(heads, nn.ModuleList) else [heads]:
+        head(regions)
+
+
+@pytest.mark.parametrize('name', DETECTORS)
+def test_detectors_train_as_published(name):
+    config = read(name)
+    is_regionvit, is_3x = 'regionvit' in name, name.endswith('_3x')
+    assert (config.train_cfg.type, config.train_cfg.max_epochs) == ('EpochBasedTrainLoop', 36 if is_3x else 12)
     warm_up, steps = config.param_scheduler
     assert (warm_up.start_factor, warm_up.end, warm_up.by_epoch) == (0.01, 1000, False)
-    assert steps.milestones == [8, 11]
-    assert config.train_dataloader.dataset.type == 'CocoDataset'
-    assert config.train_dataloader.dataset.filter_cfg.filter_empty_gt is False
+    assert (steps.end, steps.milestones) == ((36, [28, 34]) if is_3x else (12, [8, 11]))
+    wrapper = config.optim_wrapper
+    assert (wrapper.optimizer.type, wrapper.optimizer.lr, wrapper.optimizer.weight_decay) == ('AdamW', 1e-4, 0.05)
+    assert wrapper.get('clip_grad') == (None if is_regionvit else dict(max_norm=1.0, norm_type=2))
+    # Every parameter decays, but for RegionViT's norms.
+    assert wrapper.get('paramwise_cfg') == (dict(norm_decay_mult=0.0) if is_regionvit else None)
+    loader = config.train_dataloader
+    assert loader.batch_size == 2
+    assert loader.dataset.type == 'CocoDataset'
+    assert loader.dataset.filter_cfg.filter_empty_gt is is_regionvit
+    assert loader.dataset.pipeline[1].get('with_mask', False) is ('maskrcnn' in name)
+    test_scale = (1344, 896) if '896' in name else (1120, 672) if is_regionvit else (1333, 800)
+    assert config.test_dataloader.dataset.pipeline[1].scale == test_scale
+    if 'cascade' in name:
+        assert all(head.reg_class_agnostic for head in config.model.roi_head.bbox_head)
+        assert config.model.train_cfg.rpn_proposal.max_per_img == 2000
+
+
+@pytest.mark.parametrize('name', [name for name in LEAVES if name not in DETECTORS])
+def test_segmenters_train_as_published(name):
+    config = read(name)
+    assert (config.train_cfg.type, config.train_cfg.max_iters) == ('IterBasedTrainLoop', 160000)
+    warm_up, decay = config.param_scheduler
+    assert (warm_up.type, warm_up.start_factor, warm_up.end, warm_up.by_epoch) == ('LinearLR', 1e-6, 1500, False)
+    assert (decay.type, decay.power, decay.eta_min, decay.begin, decay.end) == ('PolyLR', 1.0, 0.0, 1500, 160000)
+    optimizer = config.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 6e-5, 0.01)
+    assert optimizer.betas == (0.9, 0.999)
+    assert 'paramwise_cfg' not in config.optim_wrapper
     assert config.train_dataloader.batch_size == 2
-    assert config.model.backbone.norm_cfg.type == 'SyncBN'
-    assert config.auto_scale_lr.base_batch_size == 16
+    head, auxiliary = config.model.decode_head, config.model.auxiliary_head
+    assert (head.type, head.channels, head.num_classes) == ('UPerHead', 512, 150)
+    assert (auxiliary.type, auxiliary.in_index, auxiliary.num_classes) == ('FCNHead', 2, 150)
+    assert auxiliary.loss_decode.loss_weight == 0.4
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_networks_are_as_published(name):
+    model = read(name).model
+    is_tnt = 'pyramid_tnt' in name
+    assert model.data_preprocessor.mean == ([127.5] * 3 if is_tnt else [123.675, 116.28, 103.53])
+    assert model.data_preprocessor.std == ([127.5] * 3 if is_tnt else [58.395, 57.12, 57.375])
+    assert model.data_preprocessor.bgr_to_rgb
+    assert model.backbone.get('norm_cfg') == (None if 'regionvit' in name else dict(type='SyncBN'))
+    for part, rate in DROP_PATH_RATES.items():
+        if part in name:
+            assert model.backbone.drop_path_rate == rate
+
+
+@pytest.mark.parametrize(
+    ('name', 'short_sides', 'long_side'),
+    [
+        ('retinanet_mpvit_s', [800], 1333),
+        ('maskrcnn_pyramid_tnt_s_3x', range(480, 801), 1333),
+        ('retinanet_mpvit_s_3x', range(480, 801), 1333),
+        ('maskrcnn_regionvit_s', [672], 1120),
+        ('retinanet_regionvit_s_3x', range(480, 897, 32), 1344),
+        ('maskrcnn_regionvit_b_w14_peg_896', [896], 1344),
+        ('maskrcnn_regionvit_b_w14_peg_896_3x', range(480, 897, 32), 1344),
+    ],
+)
+def test_training_image_sizes(name, short_sides, long_side):
+    resize = Compose(read(name).train_dataloader.dataset.pipeline[2:-1])
+    np.random.seed(0)
+    found = set()
+    for _ in range(20):
+        mask = np.zeros((1, 480, 640), np.uint8)
+        mask[:, 100:300, 200:500] = 1
+        image = resize(
+            dict(
+                img=np.zeros((480, 640, 3), np.uint8),
+                img_shape=(480, 640),
+                gt_bboxes=HorizontalBoxes([[200.0, 100.0, 500.0, 300.0]]),
+                gt_bboxes_labels=np.zeros(1, int),
+                gt_ignore_flags=np.zeros(1, bool),
+                gt_masks=BitmapMasks(mask, 480, 640),
+            )
+        )
+        found.add(image['img'].shape[:2])
+        assert image['gt_masks'].masks.shape[1:] == image['img'].shape[:2]
+    assert all(min(size) in short_sides and max(size) <= long_side for size in found)
+    assert len(found) == 1 if len(short_sides) == 1 else len(found) > 8
 
 
 @pytest.mark.parametrize('size', [(64, 96), (97, 65)])
@@ -117,13 +303,58 @@ def test_training_step_and_prediction(family, size):
     assert prediction.pred_instances.masks.shape[1:] == size
 
 
-def sample(size):
+@pytest.mark.slow
+@pytest.mark.parametrize('name', [name for name in NETWORKS if name not in LARGE])
+def test_every_network_takes_a_step_and_predicts(name):
+    """An optimizer step on an image with a box and one without, which leaves no parameter unused, and a prediction."""
+    torch.manual_seed(0)
+    config = deepcopy(read(name))
+    size = (64, 96)
+    if 'size' in config.model.data_preprocessor:
+        config.model.data_preprocessor.size = size
+    model = MODELS.build(config.model).train()
+    wrapper = build_optim_wrapper(model, config.optim_wrapper)
+    samples = [segmented(size)] * 2 if name.startswith('upernet') else [sample(size), sample(size, boxes=0)]
+    data = dict(inputs=[torch.randint(256, (3, *size), dtype=torch.uint8) for _ in samples], data_samples=samples)
+    loss, _ = model.parse_losses(model(**model.data_preprocessor(data, True), mode='loss'))
+    wrapper.backward(loss)
+    assert loss.isfinite()
+    assert [key for key, p in model.named_parameters() if p.grad is None] == []
+    wrapper.step()
+    with torch.no_grad():
+        predictions = model.eval().test_step(data)
+    for prediction in predictions:
+        if name.startswith('upernet'):
+            assert prediction.pred_sem_seg.data.shape == (1, *size)
+        else:
+            assert prediction.pred_instances.bboxes.isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', LARGE)
+def test_large_networks_have_the_right_shapes(name):
+    with torch.device('meta'):
+        model = MODELS.build(deepcopy(read(name).model)).eval()
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        maps = model.to_empty(device='cpu').extract_feat(torch.zeros(1, 3, 256, 384))
+        if name.startswith('upernet'):
+            assert model.decode_head(maps).shape == (1, 150, 64, 96)
+            assert model.auxiliary_head(maps).shape == (1, 150, 16, 24)
+            return
+        scores, boxes = (model.bbox_head if name.startswith('retinanet') else model.rpn_head)(maps)
+    first = model.backbone.out_strides[0]
+    sizes = [(256 // (first << i), 384 // (first << i)) for i in range(5)]
+    assert [tuple(out.shape[2:]) for out in scores] == sizes
+    assert [tuple(out.shape[2:]) for out in boxes] == sizes
+
+
+def sample(size, boxes=1):
     mask = np.zeros((1, *size), np.uint8)
     mask[:, 10:40, 20:50] = 1
     instances = InstanceData(
-        bboxes=torch.tensor([[20.0, 10.0, 50.0, 40.0]]),
-        labels=torch.tensor([3]),
-        masks=BitmapMasks(mask, *size),
+        bboxes=torch.tensor([[20.0, 10.0, 50.0, 40.0]])[:boxes],
+        labels=torch.tensor([3])[:boxes],
+        masks=BitmapMasks(mask[:boxes], *size),
     )
     data_sample = DetDataSample(
         metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0), batch_input_shape=size)
@@ -131,3 +362,8 @@ def sample(size):
     data_sample.gt_instances = instances
     data_sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0))
     return data_sample
+
+
+def segmented(size):
+    labels = torch.arange(size[0] * size[1]).remainder(150).view(1, *size)
+    return SegDataSample(gt_sem_seg=PixelData(data=labels), metainfo=dict(img_shape=size, ori_shape=size))

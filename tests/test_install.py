@@ -42,7 +42,7 @@ def install(venv: Path, *what: object) -> None:
 def test_wheel_ships_what_mim_looks_for(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     for folder in ('configs', 'tools'):
-        for file in Path(folder).rglob('*.py'):
+        for file in [*Path(folder).rglob('*.py'), *Path(folder).glob('*.yml')]:
             assert f'mmvit/.mim/{file}' in names
     assert 'mmvit/.mim/model-index.yml' in names
     assert not any(name.startswith(('tests', 'bootstrap')) for name in names)

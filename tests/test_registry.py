@@ -11,12 +11,13 @@ from mmengine.registry import MODELS
 BACKBONES = [(family.cls.__name__, family.small) for family in FAMILIES]
 SCOPED = """
 import sys
-from mmengine.registry import DefaultScope
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, DefaultScope
 from {package}.registry import MODELS
 DefaultScope.get_instance('test', scope_name='{package}')
 assert 'mmvit' not in sys.modules
 for name, arch in {backbones}:
     print(type(MODELS.build(dict(type='mmvit.' + name, arch=arch))).__module__)
+assert OPTIM_WRAPPER_CONSTRUCTORS.get('mmvit.LayerDecayOptimWrapperConstructor')
 """
 CUSTOM_IMPORTS = """
 from mmengine.config import Config

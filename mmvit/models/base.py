@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from abc import ABCMeta, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -85,6 +86,27 @@ class Backbone(BaseModule, metaclass=ABCMeta):
     def out_strides(self) -> tuple[int, ...]:
         """Strides of the returned maps against the input."""
         return tuple(self.stage_strides[i] for i in self.out_indices)
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Layer of a parameter, and the number of layers, for layer-wise learning-rate decay.
+
+        The stem is layer 0, then each block is one (in parallel paths those that stand side by side are). What a stage
+        has before or beside its blocks counts with its first, what comes after them with its last. The number of
+        layers counts one more for what follows the backbone.
+
+        Args:
+            param_name: As in the model's ``named_parameters()``.
+            prefix: Of the backbone's parameters there, 'backbone.' for one.
+        """
+        depths = (self.arch.get('depths') or self.arch['num_layers'])[: len(self.stages)]
+        name = param_name.removeprefix(prefix)
+        layer = 0
+        if stage := re.match(r'stages\.(\d+)\.', name):
+            index = int(stage[1])
+            block = re.search(r'\.blocks\.(\d+)\.', name)
+            is_last = re.match(r'aggregate|det_norm', name[stage.end() :])
+            layer = 1 + sum(depths[:index]) + (int(block[1]) if block else depths[index] - 1 if is_last else 0)
+        return layer, sum(depths) + 2
 
     def train(self, mode: bool = True):
         """Set training mode, but for frozen parts and, with ``norm_eval``, batch norms."""

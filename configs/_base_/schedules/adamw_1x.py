@@ -1,5 +1,5 @@
 # 12 epochs of 16 images a step with AdamW.
-_base_ = 'mmdet::_base_/schedules/schedule_1x.py'
+_base_ = ['mmdet::_base_/schedules/schedule_1x.py', './decay_weights_only.py']
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=1000),
     dict(type='MultiStepLR', begin=0, end=12, by_epoch=True, milestones=[8, 11], gamma=0.1),

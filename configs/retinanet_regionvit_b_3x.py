@@ -1,0 +1,5 @@
+_base_ = ['./_base_/models/retinanet_regionvit.py', './_base_/recipes/regionvit_detection_3x.py']
+model = dict(
+    backbone=dict(arch='base'),
+    neck=dict(in_channels=[256, 512, 1024]),
+)

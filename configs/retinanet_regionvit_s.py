@@ -1,0 +1,5 @@
+_base_ = ['./_base_/models/retinanet_regionvit.py', './_base_/recipes/regionvit_detection_1x.py']
+model = dict(
+    backbone=dict(arch='small'),
+    neck=dict(in_channels=[192, 384, 768]),
+)

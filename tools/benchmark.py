@@ -190,6 +190,29 @@ class Result:
 
 def main() -> None:
     sys.path.append('')  # MODULE:CALLABLE may name a file here
+    args, jobs = parse_command()
+    torch.set_num_threads(args.threads)
+    environment = describe_environment(args)
+    print('\n'.join(f'{key}: {value}' for key, value in environment.items()))
+    dtypes = [] if args.time_only else dict.fromkeys(job.compute_dtype for job in jobs)
+    ceilings = {dtype: measure_ceilings(dtype, args.device) for dtype in dtypes}
+    for dtype, ceiling in ceilings.items():
+        print(f'ceilings in {dtype}: {ceiling.gemm / 1e9:.1f} GFLOP/s, copy {ceiling.copy / 1e9:.1f} GB/s')
+    results = []
+    for size in args.sizes:
+        results += benchmark([replace(job, size=size) for job in jobs], args, ceilings)
+    print_table(results)
+    if args.json:
+        data = {'environment': environment, 'results': [result.as_dict() for result in results]}
+        args.json.write_text(json.dumps(data, indent=2) + '\n')
+    if args.plot:
+        title = f'{args.part}, {args.step}, batch {args.batch}, on {environment["device"]}'
+        figure = plot_area(results, title) if len(args.sizes) > 1 else plot_ap(results, title)
+        figure.savefig(args.plot, dpi=150, bbox_inches='tight')
+
+
+def parse_command() -> tuple[argparse.Namespace, list[Job]]:
+    """The command line and the jobs it names, each known to have a model."""
     parser = make_parser()
     args = parser.parse_args()
     try:
@@ -200,25 +223,7 @@ def main() -> None:
         parser.error(str(error))
     if args.plot and len(args.sizes) == 1 and not any(job.short_name in PUBLISHED_BOX_AP for job in jobs):
         parser.error('--plot of one size draws published AP, which none of these models has; give several --sizes')
-    torch.set_num_threads(args.threads)
-    environment = describe_environment(args)
-    print('\n'.join(f'{key}: {value}' for key, value in environment.items()))
-    dtypes = {job.compute_dtype for job in jobs}
-    ceilings = {} if args.time_only else {dtype: measure_ceilings(dtype, args.device) for dtype in dtypes}
-    for dtype, ceiling in ceilings.items():
-        print(f'ceilings in {dtype}: {ceiling.gemm / 1e9:.1f} GFLOP/s, copy {ceiling.copy / 1e9:.1f} GB/s')
-    results = []
-    for size in args.sizes:
-        results += benchmark([replace(job, size=size) for job in jobs], args, ceilings)
-    print_table(results)
-    if args.json:
-        settings = {key: value for key, value in vars(args).items() if not isinstance(value, Path)}
-        data = {'environment': environment, 'settings': settings, 'results': [result.as_dict() for result in results]}
-        args.json.write_text(json.dumps(data, indent=2) + '\n')
-    if args.plot:
-        title = f'{args.step} of the {args.part}, batch {args.batch}, {environment["device"]}'
-        figure = plot_area(results, title) if len(args.sizes) > 1 else plot_ap(results, title)
-        figure.savefig(args.plot, dpi=150)
+    return args, jobs
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -445,7 +445,11 @@ class Task:
         else:
             self.inputs = (torch.rand(job.batch, 3, *job.size, device=job.device).to(weights),)
         if job.mode == 'compile':
-            backbone.compile(dynamic=False)  # mmdet's heads cannot be compiled
+            compiled: Any = torch.compile(backbone, dynamic=False)
+            if isinstance(model, BaseModel):
+                model.backbone = compiled  # the heads of mmdet cannot be compiled
+            else:
+                self.model = compiled
 
     def step(self) -> None:
         """One forward pass, or a forward and a backward pass that leaves no gradients."""
@@ -512,12 +516,13 @@ def describe_environment(args: argparse.Namespace) -> dict[str, Any]:
     else:
         models = re.findall(r'^model name\s*: (.+)$', Path('/proc/cpuinfo').read_text(), re.MULTILINE)
         device = f'{models[0] if models else platform.machine()}, threads {args.threads}'
-    packages = ('mmvit', 'torch', 'mmengine', 'mmcv', 'mmcv-lite', 'mmdet', 'mmsegmentation', 'timm')
+    packages = ('mmvit', 'mmengine', 'mmcv', 'mmcv-lite', 'mmdet', 'mmsegmentation', 'timm')
     return {
         'device': device,
         'CPU capability': torch.backends.cpu.get_cpu_capability(),
         'CPU threads': args.threads,
         'fp32 matrix products': torch.get_float32_matmul_precision(),
+        'torch': torch.__version__,
         **{name: version(name) for name in packages if is_installed(name)},
     }
 
@@ -564,6 +569,7 @@ def plot_ap(results: Sequence[Result], title: str) -> Figure:
         ap = PUBLISHED_BOX_AP[result.job.short_name]
         axes.errorbar(median, ap, xerr=[[median - low], [high - median]], fmt=marker(i), label=result.job.label)
     axes.set_xlim(left=0)
+    axes.margins(y=0.1)
     return finish(figure)
 
 

@@ -37,8 +37,9 @@ class Fusing(nn.Module):
         self.fused = False
 
     def fuse(self):
-        self.fused = True
-        return self
+        fused = Fusing()
+        fused.fused = True
+        return fused
 
     def forward(self, x):
         return x
@@ -110,6 +111,11 @@ def test_importable_models_and_fuse():
     assert not Task(Job('test_benchmark:Fusing')).model.fused
     with pytest.raises(ValueError, match=r'Greedy does not have'):
         Task(Job('test_benchmark:Greedy', fuse=True))
+
+
+def test_fused_backbone_of_a_detector():
+    model = Task(Job('configs/maskrcnn_mpvit_t.py', fuse=True, part='model', size=(64, 96))).model
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in model.backbone.modules())
 
 
 def test_checkpointing_reaches_backbones():

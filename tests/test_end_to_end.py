@@ -1,6 +1,7 @@
 """The main job as a user does it: mim's commands on files on disk, an interrupted run, two processes."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -104,6 +105,15 @@ def test_coco_recipe_trains_and_resumes_after_a_kill(trained_coco):
 def test_coco_recipe_is_tested_from_its_checkpoint(trained_coco, coco_options, tmp_path):
     checkpoint = trained_coco / 'epoch_2.pth'
     output = run('mim', 'test', 'mmdet', COCO_CONFIG, '--checkpoint', checkpoint, '--work-dir', tmp_path, *coco_options)
+    assert 'coco/segm_mAP' in output
+
+
+@pytest.mark.parametrize('config', ['configs/maskrcnn_regionvit_s.py', 'configs/maskrcnn_pyramid_tnt_s.py'])
+def test_other_coco_recipes_train_and_validate(config, coco_options, tmp_path):
+    output = run('mim', 'train', 'mmdet', config, '--work-dir', tmp_path, *coco_options, 'train_cfg.max_epochs=1')
+    losses = scalars(tmp_path, 'loss')
+    assert len(losses) == 4
+    assert all(math.isfinite(loss) for loss in losses)
     assert 'coco/segm_mAP' in output
 
 

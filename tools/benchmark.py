@@ -8,7 +8,7 @@ A model is a name and any options, as in ``mpvit_small@bf16@compile+fuse``. Name
     MODULE:CALLABLE    anything importable; called without arguments, it returns an nn.Module that takes images
 
 Options: @fp32 @bf16 @fp16 (weights and input), @bf16-amp @fp16-amp (autocast), @eager @compile @graph (CUDA graph),
-+fuse (calls the backbone's fuse()), +cp (builds it with with_cp=True). The first model is the one that ratios refer to.
++fuse (its backbone's fuse()), +cp (builds it with with_cp=True). The first model is the one that ratios refer to.
 
     python tools/benchmark.py mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py mpvit_small mpvit_small@bf16
     python tools/benchmark.py mpvit_small mpvit_small+cp --step train --sizes 512
@@ -436,7 +436,8 @@ class Task:
         if job.fuse:
             if not callable(getattr(backbone, 'fuse', None)):
                 raise ValueError(f'{job.name}: +fuse needs a fuse(), which {type(backbone).__name__} does not have')
-            backbone.fuse()
+            backbone = backbone.fuse()
+            model = with_backbone(model, backbone)
         self.model = model.to(job.device, weights)
         self.weights = sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
         if isinstance(model, BaseModel):
@@ -445,11 +446,7 @@ class Task:
         else:
             self.inputs = (torch.rand(job.batch, 3, *job.size, device=job.device).to(weights),)
         if job.mode == 'compile':
-            compiled: Any = torch.compile(backbone, dynamic=False)
-            if isinstance(model, BaseModel):
-                model.backbone = compiled  # the heads of mmdet cannot be compiled
-            else:
-                self.model = compiled
+            self.model = with_backbone(model, torch.compile(backbone, dynamic=False))  # mmdet's heads do not compile
 
     def step(self) -> None:
         """One forward pass, or a forward and a backward pass that leaves no gradients."""
@@ -485,6 +482,14 @@ class Task:
         with torch.cuda.graph(graph):
             self.step()
         return graph.replay
+
+
+def with_backbone(model: nn.Module, backbone: Any) -> nn.Module:
+    """The model with this backbone in it; the backbone itself if the model is nothing else."""
+    if not isinstance(model, BaseModel):
+        return backbone
+    model.backbone = backbone
+    return model
 
 
 def detector_inputs(model: BaseModel, job: Job) -> tuple[Tensor, list]:

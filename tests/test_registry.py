@@ -50,7 +50,7 @@ def run(code: str) -> str:
 @pytest.mark.parametrize(
     ('package', 'code'),
     [
-        pytest.param(package, code, id=f'{package}-{way}', marks=[pytest.mark.slow] * (package != 'mmdet' or slow))
+        pytest.param(package, code, id=f'{package}-{way}', marks=[pytest.mark.slow] * (package != 'mmengine' or slow))
         for package in ('mmdet', 'mmseg', 'mmengine')
         for way, code, slow in (('scoped', SCOPED, False), ('custom_imports', CUSTOM_IMPORTS, True))
     ],

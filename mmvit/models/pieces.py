@@ -18,12 +18,14 @@ PIECE = 3072  # tokens; 1000 to 4000 are about as fast
 
 def in_pieces(module: nn.Module, x: Tensor) -> bool:
     """Whether ``module`` may work through ``x`` piece by piece."""
-    return (
-        x.device.type == 'cpu'
-        and not module.training
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-    )
+    return x.device.type == 'cpu' and not module.training and not torch.is_grad_enabled() and not is_recorded()
+
+
+def is_recorded() -> bool:
+    """Whether a compiler, exporter, tracer or CUDA graph records what is computed now."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def add(x: Tensor, y: Tensor) -> Tensor:
@@ -36,7 +38,7 @@ class Kept(nn.Module):
 
     Nothing stale comes out: it is made anew when gradients are wanted or the weight, its dtype or its device changed;
     it is forgotten when the module is told to train or to evaluate, which also ends what cannot be seen on the weight
-    (an averaged model's ``.data`` swapped in). Compiled programs and CUDA graphs make their own.
+    (an averaged model's ``.data`` swapped in). Recorded programs make their own.
     """
 
     def __init__(self) -> None:
@@ -45,9 +47,7 @@ class Kept(nn.Module):
 
     def get(self, key: Any, weight: Tensor, make: Callable[[], Any]) -> Any:
         """The result of ``make()``, or of the last call if ``key`` and ``weight`` are the same."""
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return make()
-        if weight.is_cuda and torch.cuda.is_current_stream_capturing():
+        if self.training or torch.is_grad_enabled() or is_recorded():
             return make()
         key = (key, weight.data_ptr(), weight._version, weight.dtype, weight.device)
         if self.last[0] != key:

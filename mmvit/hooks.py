@@ -32,20 +32,25 @@ class FuseBackboneHook(Hook):
 
 @register(HOOKS)
 class CompileBackboneHook(Hook):
-    """Compile the backbone, and nothing else, with ``torch.compile``.
+    """Compile the backbone's stem and stages, and nothing else, with ``torch.compile``.
+
+    Each is a program of its own: sizes that are not fixed make formulas that grow from layer to layer, and those of a
+    whole backbone take the compiler minutes.
 
     Args:
-        dynamic: True makes one program for all image sizes, False one for each (bounded by
-            ``torch._dynamo.config.recompile_limit``, and eager from there on), None starts with one size and
-            generalises when another comes.
+        dynamic: True makes programs for all image sizes, False new ones for each, None starts with one size and
+            generalises when another comes. Each part is compiled ``torch._dynamo.config.recompile_limit`` times at
+            most and runs eagerly at other sizes from then on.
         options: Others of ``torch.compile``.
     """
 
     def __init__(self, dynamic: bool | None = None, **options: Any) -> None:
-        self.options = dict(options, dynamic=dynamic)
+        self.options = dict(dynamic=dynamic, isolate_recompiles=True, **options)
 
     def before_run(self, runner: Runner) -> None:
-        backbone_of(runner).compile(**self.options)
+        backbone: Any = backbone_of(runner)
+        for part in (backbone.stem, *backbone.stages):
+            part.compile(**self.options)
 
 
 def backbone_of(runner: Runner) -> Backbone:

@@ -53,6 +53,19 @@ class ConvNorm(nn.Sequential):
             self.act = Hardswish()
 
 
+class Stem(nn.Sequential):
+    """Two convolutions of stride 2: image (B, C, H, W) -> (B, D, ceil(H/4), ceil(W/4))."""
+
+    def __init__(self, in_channels: int, channels: int, norm_cfg: dict) -> None:
+        super().__init__(
+            ConvNorm(in_channels, channels // 2, norm_cfg, kernel_size=3, stride=2),
+            ConvNorm(channels // 2, channels, norm_cfg, kernel_size=3, stride=2),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)  # torch.compile skips the forward of torch's own modules
+
+
 class PatchEmbed(nn.Sequential):
     """One step of the multi-scale patch embedding: depthwise 3x3 -> pointwise -> norm -> Hardswish."""
 
@@ -344,10 +357,7 @@ class MPViT(Backbone):
         norm_cfg = norm_cfg or dict(type='BN')
         dims = self.arch['embed_dims']
         self.stage_channels = (*dims[1:], dims[-1])
-        self.stem = nn.Sequential(
-            ConvNorm(in_channels, dims[0] // 2, norm_cfg, kernel_size=3, stride=2),
-            ConvNorm(dims[0] // 2, dims[0], norm_cfg, kernel_size=3, stride=2),
-        )
+        self.stem = Stem(in_channels, dims[0], norm_cfg)
         rates: Any = calculate_drop_path_rates(drop_path_rate, list(self.arch['num_layers']), stagewise=True)
         self.stages = nn.ModuleList(
             Stage(

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmvit.checkpoint import OfficialLayout, log_line
 from mmvit.models.base import Backbone
-from mmvit.models.pieces import PIECE, Kept, in_pieces
+from mmvit.models.pieces import PIECE, Kept, in_pieces, is_recorded
 from mmvit.registry import MODELS, register
 
 PATCH = 4  # pixels of a local token's side
@@ -105,7 +105,9 @@ class WindowGrid:
         height, width = grid
         self.counts = [height * width]
         self.masks: list[Tensor | None] = [None]
-        if any(self.pad):
+        # A recorded program treats all sizes alike: a branch here would make it one of many.
+        self.padded = is_recorded() or any(self.pad)
+        if self.padded:
             self.counts = [(height - 1) * (width - 1), height - 1, width - 1, 1]
             steps = torch.arange(window, device=device)
             bottom = both_valid((steps < window - self.pad[0])[:, None].expand(window, window))
@@ -117,7 +119,7 @@ class WindowGrid:
         local = F.pad(local, (0, self.pad[1], 0, self.pad[0]))
         windows = rearrange(local, 'b c (h y) (w x) -> h w b (y x) c', y=self.window, x=self.window)
         windows = torch.cat([rearrange(regional, 'b c h w -> h w b 1 c'), windows], dim=3)
-        if not any(self.pad):
+        if not self.padded:
             return windows.flatten(0, 1)
         inner, right, bottom, corner = windows[:-1, :-1], windows[:-1, -1], windows[-1, :-1], windows[-1:, -1]
         return torch.cat([inner.flatten(0, 1), right, bottom, corner])
@@ -125,7 +127,7 @@ class WindowGrid:
     def join(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         """Windows back to the regional and the local map."""
         height, width = self.grid
-        if any(self.pad):
+        if self.padded:
             inner, right, bottom, corner = windows.split(self.counts)
             upper = torch.cat([inner.unflatten(0, (height - 1, width - 1)), right[:, None]], dim=1)
             windows = torch.cat([upper.flatten(0, 1), bottom, corner])

@@ -6,6 +6,7 @@ READY := .venv/ready
 BACKBONE := mpvit_t
 CONFIG := maskrcnn_$(BACKBONE)_digits
 WORK := work_dirs/$(CONFIG)
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadgroup
 PLOT := $(BIN)/mim run mmdet analyze_logs plot_curve
 
 # What these packages say of one another on every start; it helps nobody here.
@@ -26,11 +27,12 @@ demo: $(READY) data/digits/annotations/instances_val.json
 	@printf '\nLook at:\n'
 	@printf '%s\n' $(WORK)/predictions.png $(WORK)/loss.png $(WORK)/ap.png
 
+test test-fast: export OMP_NUM_THREADS := 1
 test: lint
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-fast: lint
-	$(BIN)/pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -1,15 +1,19 @@
-"""Hooks for mmengine's runner that speed up the backbone alone, whatever model it stands in.
+"""Hooks for mmengine's runner that speed up a model or its backbone alone; none touches weights or checkpoints.
 
-In a config: ``custom_hooks = [dict(type='mmvit.CompileBackboneHook')]``. Neither touches weights or checkpoints.
+In a config: ``custom_hooks = [dict(type='mmvit.CompileBackboneHook')]``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
+from torch import Tensor
 
 from mmvit.models.base import Backbone
 from mmvit.registry import HOOKS, register
@@ -51,6 +55,37 @@ class CompileBackboneHook(Hook):
         backbone: Any = backbone_of(runner)
         for part in (backbone.stem, *backbone.stages):
             part.compile(**self.options)
+
+
+@register(HOOKS)
+class RoIAlignHook(Hook):
+    """Give mmcv's RoIAlign maps that it can read: contiguous, and in float32 where they are in bfloat16.
+
+    It takes channels-last memory for channels-first without a word, and knows no bfloat16 (mmcv 2.1.0).
+    """
+
+    def before_run(self, runner: Runner) -> None:
+        from mmcv.ops import RoIAlign  # noqa: PLC0415  mmcv-lite has none
+
+        for module in runner.model.modules():
+            if isinstance(module, RoIAlign):
+                module.forward = partial(readable, module.forward)
+
+
+def readable(roi_align: Callable[[Tensor, Tensor], Tensor], maps: Tensor, regions: Tensor) -> Tensor:
+    """RoIAlign of maps (B, C, H, W) in any memory format and float type, for regions (N, 5): (N, C, h, w)."""
+    dtype = torch.float32 if maps.dtype == torch.bfloat16 else maps.dtype
+    return roi_align(maps.to(dtype).contiguous(), regions.to(dtype)).to(maps.dtype)
+
+
+@register(HOOKS)
+class ChannelsLastHook(RoIAlignHook):
+    """Keep all convolutions of a model in channels-last memory (the backbones' always are)."""
+
+    def before_run(self, runner: Runner) -> None:
+        super().before_run(runner)
+        model: Any = runner.model
+        model.to(memory_format=torch.channels_last)
 
 
 def backbone_of(runner: Runner) -> Backbone:

@@ -25,3 +25,18 @@ def scalars(work_dir: Path, key: str) -> list[float]:
     files = sorted(work_dir.glob('2*/vis_data/scalars.json'))
     lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     return [line[key] for line in lines if key in line]
+
+
+def data_options(root: Path, suffix: str = '') -> list[str]:
+    """--cfg-options that point a config at ``root`` and load in the main process."""
+    annotations = root / 'annotations' / f'instances_val{suffix}.json'
+    loaders = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+    return [
+        '--cfg-options',
+        *(f'{loader}.dataset.data_root={root}/' for loader in loaders),
+        *(f'{loader}.num_workers=0' for loader in loaders),
+        *(f'{loader}.persistent_workers=False' for loader in loaders),
+        f'val_evaluator.ann_file={annotations}',
+        f'test_evaluator.ann_file={annotations}',
+        'default_hooks.logger.interval=1',
+    ]

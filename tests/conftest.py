@@ -1,7 +1,10 @@
+import sys
 from functools import cache
+from pathlib import Path
 
 import mmengine.config.utils
 import pytest
+from commands import run
 from families import FAMILIES, Family
 
 
@@ -24,3 +27,10 @@ def normed_family(family) -> Family:
     if not family.has_batch_norm:
         pytest.skip('has no batch norm')
     return family
+
+
+@pytest.fixture(scope='session')
+def digits(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp('data') / 'digits'
+    run(sys.executable, 'tools/make_digits.py', out, '--train', 32, '--val', 4)
+    return out

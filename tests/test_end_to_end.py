@@ -1,4 +1,4 @@
-"""The main job as a user does it: mim's commands on files on disk, an interrupted run, two processes."""
+"""The main job as a user does it: mim's commands on files on disk, an interrupted run."""
 
 import json
 import math
@@ -12,20 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import BIN, ENV, run, scalars
+from commands import BIN, ENV, data_options, run, scalars
 from mmdet.datasets import CocoDataset
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group('end to end')]
 
 COCO_CONFIG = 'configs/maskrcnn_mpvit_s.py'
 LET_ALL_THROUGH = 'model.test_cfg.rcnn.score_thr=0.0'  # a few steps in, nothing scores well
-
-
-@pytest.fixture(scope='session')
-def digits(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp('data') / 'digits'
-    run(sys.executable, 'tools/make_digits.py', out, '--train', 32, '--val', 4)
-    return out
 
 
 @pytest.fixture(scope='session')
@@ -41,21 +34,6 @@ def coco(digits, tmp_path_factory) -> Path:
         content['categories'] = [{'id': i, 'name': name} for i, name in enumerate(CocoDataset.METAINFO['classes'])]
         (root / 'annotations' / f'instances_{split}2017.json').write_text(json.dumps(content))
     return root
-
-
-def data_options(root: Path, suffix: str = '') -> list[str]:
-    """--cfg-options that point a config at ``root`` and load in the main process."""
-    annotations = root / 'annotations' / f'instances_val{suffix}.json'
-    loaders = ('train_dataloader', 'val_dataloader', 'test_dataloader')
-    return [
-        '--cfg-options',
-        *(f'{loader}.dataset.data_root={root}/' for loader in loaders),
-        *(f'{loader}.num_workers=0' for loader in loaders),
-        *(f'{loader}.persistent_workers=False' for loader in loaders),
-        f'val_evaluator.ann_file={annotations}',
-        f'test_evaluator.ann_file={annotations}',
-        'default_hooks.logger.interval=1',
-    ]
 
 
 @pytest.fixture(scope='session')
@@ -141,6 +119,48 @@ def test_digits_detector_learns(family, digits, tmp_path):
     assert (tmp_path / 'loss.png').exists()
 
 
+SEGMENTER = """
+_base_ = '{config}'
+train_dataloader = dict(batch_size=4, dataset=dict(data_root='{root}/'))
+val_dataloader = dict(dataset=dict(data_root='{root}/'))
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(149, 117), keep_ratio=False),
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
+]
+test_dataloader = dict(dataset=dict(data_root='{root}/', pipeline=test_pipeline))
+train_cfg = dict(max_iters=36, val_interval=36)
+param_scheduler = []
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=36))
+optim_wrapper = dict(accumulative_counts=2)
+custom_hooks = [
+    dict(type='EMAHook', momentum=0.2),
+    dict(type='mmvit.ChannelsLastHook'),
+    dict(type='mmvit.FuseBackboneHook'),
+]
+"""
+
+
+def test_segmenter_learns_with_every_option(digits, tmp_path):
+    """Averaged weights, accumulated gradients, channels-last; tested fused, at a size no stride divides, in windows."""
+    mine = tmp_path / 'mine.py'
+    mine.write_text(SEGMENTER.format(config=Path('configs/upernet_mpvit_t_digits.py').resolve(), root=digits))
+    run('mim', 'train', 'mmseg', mine, '--work-dir', tmp_path)
+    losses = scalars(tmp_path, 'loss')
+    assert len(losses) == 36
+    assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
+    checkpoint = tmp_path / 'iter_36.pth'
+    assert 'ema_state_dict' in torch.load(checkpoint, weights_only=True)
+    for mode in (dict(mode='whole'), dict(mode='slide', crop_size='(64,64)', stride='(40,48)')):
+        pictures = tmp_path / mode['mode']
+        options = [f'model.test_cfg.{key}={value}' for key, value in mode.items()]
+        where = ('--checkpoint', checkpoint, '--work-dir', pictures, '--show-dir', 'pictures')
+        output = run('mim', 'test', 'mmseg', mine, *where, '--cfg-options', *options)
+        assert 'mIoU' in output
+        assert len(list(pictures.rglob('*.png'))) == 4
+
+
 def config_at(config: str, root: Path, folder: Path) -> Path:
     """A config of the user's own, outside the repository, over one of ours."""
     path = folder / 'mine.py'
@@ -157,38 +177,10 @@ def test_analysis_commands(digits, tmp_path):
     assert len(list(tmp_path.rglob('*.png'))) == 32
 
 
-DISTRIBUTED = """
-import sys, torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-sys.path.insert(0, 'tests')
-from families import FAMILIES
-dist.init_process_group('gloo')
-for family in FAMILIES:
-    for out_indices in ((0, 1, 2, 3), (0, 1), (1,)):
-        model = DistributedDataParallel(family.build(out_indices=out_indices, drop_path_rate=0.1).train())
-        for step in range(2):  # a parameter without a gradient fails at the second step
-            torch.manual_seed(dist.get_rank() + step)
-            sum(out.sum() for out in model(torch.randn(2, 3, 64, 65))).backward()
-        total = torch.stack([p.grad.norm() for p in model.parameters()]).sum()
-        both = [torch.zeros(()), torch.zeros(())]
-        dist.all_gather(both, total)
-        assert torch.allclose(both[0], both[1]), both
-print('agreed')
-"""
-
-
-def test_two_processes_leave_no_parameter_unused(tmp_path):
-    script = tmp_path / 'distributed.py'
-    script.write_text(DISTRIBUTED)
-    output = run(sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', 2, script)
-    assert output.count('agreed') == 2
-
-
 def test_data_is_the_same_each_time_and_splits_share_nothing(digits, tmp_path):
     run(sys.executable, 'tools/make_digits.py', tmp_path / 'again', '--train', 32, '--val', 4)
     names = sorted(p.relative_to(digits) for p in digits.rglob('*.*'))
-    assert len(names) == 38
+    assert len(names) == 74
     assert all((digits / n).read_bytes() == (tmp_path / 'again' / n).read_bytes() for n in names)
     used = {s: json.loads((digits / 'annotations' / f'instances_{s}.json').read_text()) for s in ('train', 'val')}
     for sources in (

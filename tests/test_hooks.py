@@ -1,16 +1,22 @@
 """Faster backbones inside a runner: what is measured stays the same, and nothing stays behind."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
+from mmdet.registry import MODELS
+from mmdet.utils import register_all_modules
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
+from samples import sample
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from mmvit.hooks import backbone_of
+from mmvit.registry import HOOKS
 
 
 class Toy(BaseModel):
@@ -124,6 +130,62 @@ def test_compiled_backbone_trains_and_saves_as_usual(family, tmp_path):
         torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=1e-4)
     assert counter.counts[0] == 5  # the stem and four stages
     assert counter.counts[-1] <= 10  # and at most one more of each for all other sizes
+
+
+def detector_step(config, hook=None, autocast=False):
+    """A detector after one training step on fixed data: its losses, and the model."""
+    register_all_modules()
+    torch.manual_seed(0)
+    model = MODELS.build(Config.fromfile(config).model).train()
+    if hook:
+        HOOKS.build(dict(type=hook)).before_run(SimpleNamespace(model=model))
+    size = (97, 128)
+    inputs = [torch.randint(256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))]
+    data = model.data_preprocessor(dict(inputs=inputs, data_samples=[sample(size)]), True)
+    torch.manual_seed(0)
+    with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+        loss, parts = model.parse_losses(model(**data, mode='loss'))
+    loss.backward()
+    return parts, model
+
+
+def test_channels_last_detector_equals_the_plain_one(family):
+    plain, reference = detector_step(family.digits_config)
+    found, model = detector_step(family.digits_config, 'mmvit.ChannelsLastHook')
+    conv = model.neck.fpn_convs[0].conv.weight
+    assert conv.is_contiguous(memory_format=torch.channels_last)
+    assert not conv.is_contiguous()
+    for name, value in plain.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f'{name}: {m}')
+    for p, q in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-2, atol=1e-2 * q.grad.abs().max().item() + 1e-5)
+
+
+def test_regions_are_read_from_any_map():
+    register_all_modules()
+    layer = dict(type='RoIAlign', output_size=7, sampling_ratio=2)
+    extractor = MODELS.build(
+        dict(type='mmdet.SingleRoIExtractor', roi_layer=layer, out_channels=16, featmap_strides=[4, 8])
+    )
+    maps = [torch.randn(2, 16, side, side, generator=torch.Generator().manual_seed(side)) for side in (16, 8)]
+    regions = torch.tensor([[0, 3.0, 5.0, 40.0, 33.0], [1, 10.0, 2.0, 30.0, 60.0]])
+    expected = extractor(maps, regions)
+    HOOKS.build(dict(type='mmvit.RoIAlignHook')).before_run(SimpleNamespace(model=extractor))
+    strided = [m.contiguous(memory_format=torch.channels_last) for m in maps]
+    torch.testing.assert_close(extractor(strided, regions), expected)
+    found = extractor([m.bfloat16() for m in strided], regions)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.1)
+
+
+@pytest.mark.slow
+def test_detector_steps_in_bfloat16():
+    config = 'configs/retinanet_pyramid_tnt_s.py'  # test_backbones.py tries each backbone
+    plain, _ = detector_step(config)
+    found, model = detector_step(config, autocast=True)
+    for key, value in plain.items():
+        assert found[key].item() == pytest.approx(value.item(), rel=0.05), key
+    assert all(p.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_other_backbones_are_refused(tmp_path):

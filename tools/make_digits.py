@@ -2,6 +2,8 @@
 
 The digits are scikit-learn's (1 797 scans of 8x8), the photographs scikit-image's. Boxes and masks come from the
 scans themselves. Train and val share neither a scan nor a photograph. The same arguments give the same files.
+For semantic segmentation each image of {train,val}/ has a map of classes in semantic/{train,val}/: 0 is background,
+1 to 10 are the digits.
 
     python tools/make_digits.py data/digits
 """
@@ -62,8 +64,9 @@ def make_split(out: Path, split: str, count: int, size: int, rng: np.random.Gene
     annotation_file = out / 'annotations' / f'instances_{split}.json'
     annotation_file.parent.mkdir(parents=True, exist_ok=True)
     annotation_file.unlink(missing_ok=True)
-    shutil.rmtree(out / split, ignore_errors=True)
-    (out / split).mkdir()
+    for folder in (out / split, out / 'semantic' / split):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
 
     images: list[dict] = []
     annotations: list[dict] = []
@@ -74,9 +77,12 @@ def make_split(out: Path, split: str, count: int, size: int, rng: np.random.Gene
         file_name = f'{image_id:06d}.png'
         imsave(out / split / file_name, img_as_ubyte(image), check_contrast=False)
         images.append({'id': image_id, 'file_name': file_name, 'height': size, 'width': size, 'photograph': photograph})
+        semantic = np.zeros((size, size), np.uint8)
         for scan, mask in placed:
+            semantic[mask > 0] = 1 + labels[scan]
             ids = {'id': len(annotations) + 1, 'image_id': image_id, 'scan': scan, 'category_id': int(labels[scan])}
             annotations.append({**ids, **encode(mask)})
+        imsave(out / 'semantic' / split / file_name, semantic, check_contrast=False)
     categories = [{'id': digit, 'name': str(digit)} for digit in range(10)]
     coco = {'images': images, 'annotations': annotations, 'categories': categories}
     annotation_file.write_text(json.dumps(coco))

@@ -1,11 +1,18 @@
-"""Train from a config with mmengine's Runner: ``mim train mmvit CONFIG``, or ``torchrun`` on this file."""
+"""Train from a config with mmengine's Runner: ``mim train mmvit CONFIG``, or ``torchrun`` on this file.
+
+    torchrun --nproc-per-node 8 tools/train.py CONFIG --launcher pytorch
+
+Without a GPU the processes share the CPU and speak over gloo.
+"""
 
 import argparse
 import os
 from pathlib import Path
 
+import torch
 from mmengine.config import Config, DictAction
-from mmengine.runner import Runner
+from mmengine.registry import RUNNERS
+from mmengine.runner import FlexibleRunner, Runner
 
 
 def main() -> None:
@@ -23,11 +30,16 @@ def main() -> None:
     if args.resume:
         config.resume = True
         config.load_from = None if args.resume == 'auto' else args.resume
-    Runner.from_cfg(config).train()
+    if args.launcher == 'pytorch' and not torch.cuda.is_available():
+        # mmengine's own start gives each process a GPU.
+        torch.distributed.init_process_group('gloo')
+        config.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None)
+    runner: Runner | FlexibleRunner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+    runner.train()
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='path of the config')
     parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/CONFIG)')
     parser.add_argument(

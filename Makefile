@@ -6,7 +6,7 @@ READY := .venv/ready
 BACKBONE := mpvit_t
 CONFIG := maskrcnn_$(BACKBONE)_digits
 WORK := work_dirs/$(CONFIG)
-PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadgroup
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 PLOT := $(BIN)/mim run mmdet analyze_logs plot_curve
 
 # What these packages say of one another on every start; it helps nobody here.

@@ -192,7 +192,7 @@ def test_compiled_training_step_equals_eager(family):
     compiled = gradients(torch.compile(model, fullgraph=True, backend='aot_eager'), x)
     for name, grad in eager.items():
         torch.testing.assert_close(
-            compiled[f'_orig_mod.{name}'], grad, rtol=1e-3, atol=1e-3 * grad.abs().max().item() + 1e-4
+            compiled[f'_orig_mod.{name}'], grad, rtol=1e-3, atol=1e-3 * grad.abs().max().item() + 2e-4
         )
 
 

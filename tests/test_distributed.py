@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from commands import ENV, data_options, run, scalars
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group('distributed')]
+pytestmark = pytest.mark.slow
 
 TORCHRUN = (sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', 2)
 PRELUDE = """

@@ -15,7 +15,7 @@ import torch
 from commands import BIN, ENV, data_options, run, scalars
 from mmdet.datasets import CocoDataset
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group('end to end')]
+pytestmark = pytest.mark.slow
 
 COCO_CONFIG = 'configs/maskrcnn_mpvit_s.py'
 LET_ALL_THROUGH = 'model.test_cfg.rcnn.score_thr=0.0'  # a few steps in, nothing scores well
@@ -155,7 +155,7 @@ def test_segmenter_learns_with_every_option(digits, tmp_path):
     for mode in (dict(mode='whole'), dict(mode='slide', crop_size='(64,64)', stride='(40,48)')):
         pictures = tmp_path / mode['mode']
         options = [f'model.test_cfg.{key}={value}' for key, value in mode.items()]
-        where = ('--checkpoint', checkpoint, '--work-dir', pictures, '--show-dir', 'pictures')
+        where = ('--checkpoint', checkpoint, '--work-dir', pictures, '--show-dir', pictures)
         output = run('mim', 'test', 'mmseg', mine, *where, '--cfg-options', *options)
         assert 'mIoU' in output
         assert len(list(pictures.rglob('*.png'))) == 4

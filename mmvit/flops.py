@@ -36,7 +36,7 @@ class Work:
 
 def count_work(function: Callable[..., Any], *args: Any) -> Work:
     """Run ``function(*args)`` once and count what it does, a backward pass included if it makes one."""
-    flops = FlopCounterMode(display=False, custom_mapping=UNCOUNTED_BY_PYTORCH)
+    flops = FlopCounterMode(display=False, custom_mapping=OWN_FORMULAS)
     with _Traffic() as traffic, flops:  # the counter, entered last, splits operators first
         function(*args)
     return Work(flops.get_total_flops() // 2, traffic.bytes)
@@ -77,10 +77,18 @@ def _added_product(total: Any, a: Any, b: Any, *args: Any, **kwargs: Any) -> int
     return 2 * prod(a) * b[-1]
 
 
+def _convolution_backward(grad: Any, x: Any, weight: Any, *args: Any, **kwargs: Any) -> int:
+    """Of a grouped convolution too, which PyTorch's formula takes for a dense one."""
+    transposed, output_mask = args[4], args[7]
+    one_product = 2 * prod(x if transposed else grad) * prod(weight[1:])
+    return one_product * sum(output_mask[:2])  # for the input and for the weight
+
+
 # Formulas over the operands' shapes, two for each multiply-add as in PyTorch's own.
-UNCOUNTED_BY_PYTORCH: dict[Any, Callable[..., int]] = {
+OWN_FORMULAS: dict[Any, Callable[..., int]] = {
     aten.addmm_: _added_product,
     aten.baddbmm_: _added_product,
+    aten.convolution_backward: _convolution_backward,
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }

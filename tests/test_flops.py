@@ -41,6 +41,21 @@ def test_small_network_by_hand():
     assert multiply_adds(lambda: network(x).sum().backward()) == 2 * (3 * forward - 3 * 8 * 9 * (6 * 4))
 
 
+@pytest.mark.parametrize(
+    ('layer', 'forward'),
+    [
+        (nn.Conv2d(8, 8, 3, groups=8), 8 * 9 * (4 * 5)),
+        (nn.Conv2d(8, 16, 3, groups=4, stride=2), 16 * 2 * 9 * (2 * 3)),
+        (nn.ConvTranspose2d(8, 4, 2, stride=2, groups=2), 8 * 2 * 4 * (6 * 7)),
+    ],
+    ids=['depthwise', 'grouped', 'transposed'],
+)
+def test_backward_pass_of_grouped_convolutions(layer, forward):
+    x = torch.rand(1, 8, 6, 7, requires_grad=True)
+    assert multiply_adds(layer, x) == forward
+    assert multiply_adds(lambda: layer(x).sum().backward()) == 3 * forward
+
+
 PRODUCTS = {
     'einsum': lambda a, b: torch.einsum('bij,bjk->bik', a, b),
     'matmul': lambda a, b: a @ b,

@@ -16,7 +16,7 @@ optim_wrapper = dict(
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=10, log_metric_by_epoch=False),
     checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=150, max_keep_ckpts=1),
-    visualization=dict(type='SegVisualizationHook'),
+    visualization=dict(type='SegVisualizationHook', interval=1),
 )
 auto_scale_lr = dict(enable=False, base_batch_size=8)
 randomness = dict(seed=0)

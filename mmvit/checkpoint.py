@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -82,6 +83,7 @@ class OfficialLayout:
         landmark: The key that tells the backbone's place in a file.
         classifier: Beginnings of the keys that a backbone has no use for.
         optional: Part of our names of weights that only some of the family's files have.
+        map_norms: Parts of our names of norms that the files store as (1, C, 1, 1).
     """
 
     def __init__(
@@ -91,12 +93,14 @@ class OfficialLayout:
         landmark: str,
         classifier: tuple[str, ...],
         optional: str | None = None,
+        map_norms: tuple[str, ...] = (),
     ) -> None:
-        self.renames = [(_pattern(theirs), ours) for theirs, ours in renames]
+        self.renames = renames
         self.prefixes = [outer + inner for outer in ('', 'module.') for inner in ('', *prefixes)]
         self.landmark = landmark
         self.classifier = classifier
         self.optional = optional
+        self.map_norms = map_norms
 
     def backbone_weights(self, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
         """The backbone's entries of a loaded file, with their official names, the classifier left out.
@@ -134,8 +138,8 @@ class OfficialLayout:
             if name is None:
                 unknown.append(key)
                 continue
-            if 'norm' in name and value.ndim > 1:
-                value = value.flatten()  # some are stored as (1, C, 1, 1)
+            if any(part in name for part in self.map_norms):
+                value = value.flatten()
             if name not in renamed:
                 renamed[name], origin[name] = value, key
             elif not torch.equal(renamed[name], value):
@@ -146,6 +150,31 @@ class OfficialLayout:
             raise ValueError(f'these entries are copies of one tensor and disagree; {_keys(disagreeing)}')
         return renamed
 
+    def restore(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Our names to the official ones, with every copy that the released files hold.
+
+        Raises:
+            ValueError: A key is none of the family's.
+        """
+        restored: dict[str, Tensor] = {}
+        copies: list[tuple[str, Tensor]] = []
+        unknown = []
+        for name, value in weights.items():
+            if any(part in name for part in self.map_norms):
+                value = value[None, :, None, None]
+            keys = self._official_names(name)
+            if not keys:
+                unknown.append(name)
+            restored |= {key: value for key in keys if '#' not in key}
+            copies += [(key, value) for key in keys if '#' in key]
+        if unknown:
+            raise ValueError(f'it has unexpected entries; {_keys(unknown)}')
+        for template, value in copies:  # one in each block that there is
+            start, end = template.split('#')
+            blocks = {match[1] for key in restored if (match := re.match(re.escape(start) + r'(\d+)\.', key))}
+            restored |= {start + block + end: value for block in blocks}
+        return restored
+
     def expected(self, own: Mapping[str, torch.Size], found: Mapping[str, torch.Size]) -> Mapping[str, torch.Size]:
         """What of a model's own layout a file must have: all of it, but optional weights only if it has some."""
         if self.optional is None or any(self.optional in name for name in found):
@@ -153,13 +182,16 @@ class OfficialLayout:
         return {name: shape for name, shape in own.items() if self.optional not in name}
 
     def _our_name(self, key: str) -> str | None:
-        for pattern, ours in self.renames:
-            match = pattern.match(key)
-            if match:
-                for number in match.groups():
-                    ours = _fill(ours, int(number))
-                return ours + key[match.end() :]
+        for theirs, ours in self.renames:
+            if match := _pattern(theirs).match(key):
+                return _filled(ours, theirs, match) + key[match.end() :]
         return None
+
+    def _official_names(self, name: str) -> list[str]:
+        """All of them; the number of a block that ours does not name stays ``#``."""
+        found = [(theirs, ours, match) for theirs, ours in self.renames if (match := _pattern(ours).match(name))]
+        longest = max((match.end() for *_, match in found), default=0)
+        return [_filled(*rename) + name[longest:] for rename in found if rename[2].end() == longest]
 
 
 def describe_mismatch(found: Mapping[str, torch.Size], expected: Mapping[str, torch.Size]) -> str:
@@ -185,13 +217,21 @@ def log_line(message: str) -> None:
     print_log(message, logger='current')
 
 
-def _fill(template: str, number: int) -> str:
-    """The template with its first number filled in: ``#``, ``#+1`` or ``#-1``."""
-    return re.sub(r'#([+-]1)?', lambda match: str(number + int(match[1] or 0)), template, count=1)
+NUMBER = re.compile(r'#([+-]1)?')  # in a template
 
 
+@cache
 def _pattern(template: str) -> re.Pattern[str]:
-    return re.compile(re.escape(template).replace(r'\#', r'(\d+)'))
+    return re.compile(r'(\d+)'.join(re.escape(text) for text in NUMBER.sub('#', template).split('#')))
+
+
+def _filled(template: str, other: str, match: re.Match[str]) -> str:
+    """The template with the numbers that the other one matched; what either has too many of is left."""
+    for number, shift in zip(match.groups(), NUMBER.findall(other), strict=True):
+        if place := NUMBER.search(template):
+            index = int(number) - int(shift or 0) + int(place[1] or 0)
+            template = f'{template[: place.start()]}{index}{template[place.end() :]}'
+    return template
 
 
 def _keys(names, shown: int = 20) -> str:

@@ -54,6 +54,20 @@ def test_every_arch_is_recognised(family):
         assert {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in model.state_dict().items()}
 
 
+@pytest.mark.slow
+def test_every_arch_goes_back_to_the_released_layout(family):
+    for layout in family.layouts():
+        official = without_classifier(family, family.official(layout))
+        restored = family.cls.to_official(family.cls.convert_official(official))
+        assert restored.keys() == official.keys()
+        assert all(restored[k].shape == v.shape and torch.equal(restored[k], v) for k, v in official.items())
+
+
+def test_other_weights_have_no_released_layout(family):
+    with pytest.raises(ValueError, match='not the state dict.*neck'):
+        family.cls.to_official({'neck.conv.weight': torch.zeros(1)})
+
+
 @pytest.fixture
 def official(family):
     return family.official(family.smallest)

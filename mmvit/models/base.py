@@ -198,6 +198,18 @@ class Backbone(BaseModule, metaclass=ABCMeta):
         return weights
 
     @classmethod
+    def to_official(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A backbone's state dict in the layout of the released files, bare and without a classifier.
+
+        Raises:
+            ValueError: It is not a state dict of this family's backbone; the keys are named.
+        """
+        try:
+            return cls.official_layout.restore(state_dict)
+        except ValueError as error:
+            raise ValueError(f'not the state dict of a {cls.__name__}: {error}') from None
+
+    @classmethod
     def resolve_arch(cls, arch: str | Mapping[str, Any]) -> dict[str, Any]:
         """The settings of an arch given by name or as a mapping, checked."""
         names = ', '.join(map(repr, cls.arch_zoo))

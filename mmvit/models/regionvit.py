@@ -322,6 +322,7 @@ class RegionViT(Backbone):
         landmark='cls_token.proj.weight',
         classifier=('norm.', 'head.'),
         optional='det_norm',
+        map_norms=('stem.local.norm', 'projection.norm', 'det_norm'),
     )
     stage_strides = (4, 8, 16, 32)
 

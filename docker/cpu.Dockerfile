@@ -1,3 +1,4 @@
+# A draft that has not been built yet.
 # Training without a GPU: docker build --file docker/cpu.Dockerfile --tag mmvit:cpu .
 ARG BASE_IMAGE=docker.io/library/python:3.11-slim-bookworm
 

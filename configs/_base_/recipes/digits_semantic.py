@@ -1,22 +1,14 @@
 # The embedded data, and ten minutes on two CPU cores from random weights.
-_base_ = ['../datasets/digits_semantic.py', 'mmseg::_base_/default_runtime.py']
+_base_ = ['../datasets/digits_semantic.py', '../schedules/digits.py', 'mmseg::_base_/default_runtime.py']
 max_iters = 600
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=150)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=150)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=50, end=max_iters, eta_min=1e-5),
 ]
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
-    clip_grad=dict(max_norm=1.0, norm_type=2),
-)
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=10, log_metric_by_epoch=False),
     checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=150, max_keep_ckpts=1),
     visualization=dict(type='SegVisualizationHook', interval=1),
 )
-auto_scale_lr = dict(enable=False, base_batch_size=8)
 randomness = dict(seed=0)

@@ -7,12 +7,13 @@ BACKBONE := mpvit_t
 CONFIG := maskrcnn_$(BACKBONE)_digits
 WORK := work_dirs/$(CONFIG)
 PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+DOCKER ?= docker
 PLOT := $(BIN)/mim run mmdet analyze_logs plot_curve
 
 # What these packages say of one another on every start; it helps nobody here.
 export PYTHONWARNINGS := ignore
 
-.PHONY: demo test test-fast lint tables pins
+.PHONY: demo test test-fast lint image tables pins
 .DELETE_ON_ERROR:
 
 demo: $(READY) data/digits/annotations/instances_val.json
@@ -39,6 +40,12 @@ lint: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python tests/readme_tables.py --check
+	$(BIN)/hadolint docker/Dockerfile docker/cpu.Dockerfile
+
+# Build the image without CUDA, and show inside it that it works.
+image:
+	$(DOCKER) build --file docker/cpu.Dockerfile --tag mmvit:cpu .
+	$(DOCKER) run --rm mmvit:cpu bash docker/check.sh
 
 # Write README's tables anew from the metafiles.
 tables: $(READY)

@@ -71,8 +71,11 @@ def install_pinned(venv):
 
 def mmcv_wheel(venv, version):
     """Path of an mmcv wheel with ops for this environment's torch, built if the cache has none."""
-    torch = output(venv, 'import torch; print(torch.__version__, "cuda" if torch.cuda.is_available() else "cpu")')
-    key = f'mmcv-{version}_torch-{torch.replace(" ", "_")}_cp{PYTHON[0]}{PYTHON[1]}_{platform.machine()}'
+    torch, gpu = output(venv, 'import torch; print(torch.__version__, torch.cuda.is_available())').split()
+    target = 'cpu'
+    if gpu == 'True' or os.environ.get('FORCE_CUDA') == '1':  # FORCE_CUDA: for GPUs that this machine does not have
+        target = re.sub(r'[^\w.+]+', '-', 'cuda ' + os.environ.get('TORCH_CUDA_ARCH_LIST', '')).strip('-')
+    key = f'mmcv-{version}_torch-{torch}_{target}_cp{PYTHON[0]}{PYTHON[1]}_{platform.machine()}'
     shelf = CACHE / 'mmvit' / key
     shelf.mkdir(parents=True, exist_ok=True)
     with open(shelf / 'lock', 'w') as lock:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -159,6 +160,17 @@ def test_segmenter_learns_with_every_option(digits, tmp_path):
         output = run('mim', 'test', 'mmseg', mine, *where, '--cfg-options', *options)
         assert 'mIoU' in output
         assert len(list(pictures.rglob('*.png'))) == 4
+
+
+def test_detector_starts_from_a_classifier_of_the_digits(digits, tmp_path):
+    weights = tmp_path / 'pretrained.pth'
+    size = ('--epochs', 2, '--batch', 16, '--side', 33)
+    output = run(sys.executable, 'tools/pretrain_digits.py', 'mmvit_mpvit_tiny', digits, weights, *size)
+    assert 'accuracy' in output
+    init_cfg = [f'model.backbone.init_cfg.{k}' for k in ('type=mmvit.OfficialWeights', f'checkpoint={weights}')]
+    options = [*data_options(digits), 'train_cfg.max_epochs=1', 'train_dataloader.batch_size=16', *init_cfg]
+    output = run('mim', 'train', 'mmdet', 'configs/maskrcnn_mpvit_t_digits.py', '--work-dir', tmp_path, *options)
+    assert re.search(r'loaded \d+ tensors of MPViT from \S+pretrained.pth', output)
 
 
 def config_at(config: str, root: Path, folder: Path) -> Path:

@@ -12,12 +12,17 @@ import pytest
 
 import bootstrap
 
+
+def free(count):
+    return lambda path: namedtuple('Usage', 'free')(count)
+
+
 BAD_MACHINES = {
     'Python 3.11': (sys, 'version_info', (3, 12, 1)),
     'headers': (sysconfig, 'get_path', lambda name: '/nowhere'),
     'C\\+\\+ compiler': (shutil, 'which', lambda name: None),
     'venv module': (bootstrap, 'find_spec', lambda name: None),
-    'GB free': (shutil, 'disk_usage', lambda path: namedtuple('Usage', 'free')(1e9)),
+    'GB free': (shutil, 'disk_usage', free(1e9)),
     'Linux only': (sys, 'platform', 'win32'),
 }
 
@@ -25,6 +30,11 @@ BAD_MACHINES = {
 @pytest.mark.parametrize('sentence', BAD_MACHINES)
 def test_machine_that_does_not_fit(sentence, tmp_path, monkeypatch):
     monkeypatch.setattr(bootstrap, 'CACHE', tmp_path / 'cache')
+    # This machine need not fit itself: an image has no compiler left.
+    (tmp_path / 'Python.h').touch()
+    monkeypatch.setattr(sysconfig, 'get_path', lambda name: tmp_path)
+    monkeypatch.setattr(shutil, 'which', lambda name: name)
+    monkeypatch.setattr(shutil, 'disk_usage', free(100e9))
     bootstrap.check_machine(tmp_path / 'venv')
     monkeypatch.setattr(*BAD_MACHINES[sentence])
     with pytest.raises(SystemExit, match=sentence):

@@ -14,7 +14,7 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from mmengine.evaluator import BaseMetric
+from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.model import BaseModel, ImgDataPreprocessor
 from mmengine.runner import Runner
 from skimage.io import imread
@@ -39,7 +39,7 @@ def main() -> None:
         train_cfg=dict(by_epoch=True, max_epochs=args.epochs),
         val_dataloader=DataLoader(Crops(args.data, 'val', args.side), args.batch),
         val_cfg=dict(),
-        val_evaluator=Accuracy(),
+        val_evaluator=Evaluator(Accuracy()),
         optim_wrapper=dict(
             optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05), clip_grad=dict(max_norm=5.0, norm_type=2)
         ),

@@ -1,12 +1,10 @@
-"""Released checkpoints: reading them safely, and loading them from a config."""
+"""Released checkpoints: loading them from a config, and how they name a backbone's weights."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +13,7 @@ from mmengine.logging import print_log
 from mmengine.model.weight_init import update_init_info
 from torch import Tensor
 
+from mmvit.files import read_checkpoint  # noqa: F401  (is looked for here too)
 from mmvit.registry import WEIGHT_INITIALIZERS, register
 
 if TYPE_CHECKING:
@@ -30,46 +29,21 @@ class OfficialWeights:
 
     Args:
         checkpoint: Path or http(s) address of a released file.
+        sha256: What the file's must be, if you know it.
     """
 
-    def __init__(self, checkpoint: str) -> None:
+    def __init__(self, checkpoint: str, sha256: str | None = None) -> None:
         self.checkpoint = checkpoint
+        self.sha256 = sha256
 
     def __call__(self, module: Backbone) -> None:
         if not hasattr(module, 'load_official'):
             raise TypeError(
                 f"OfficialWeights belongs in the init_cfg of one of mmvit's backbones, not of {type(module).__name__}"
             )
-        module.load_official(self.checkpoint)
+        module.load_official(self.checkpoint, self.sha256)
         if hasattr(module, '_params_init_info'):
             update_init_info(module, init_info=f'{type(self).__name__}: load from {self.checkpoint}')
-
-
-def read_checkpoint(source: str) -> Mapping[str, Any]:
-    """Load the file at a path or http(s) address on the CPU, unpickling nothing but tensors and plain containers.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        RuntimeError: The address does not answer, or the file is not a whole PyTorch checkpoint.
-    """
-    is_address = source.startswith(('http://', 'https://'))
-    if not is_address and not Path(source).expanduser().is_file():
-        raise FileNotFoundError(f'no checkpoint at {source}: give the path of a downloaded file')
-    try:
-        if is_address:
-            checkpoint = torch.hub.load_state_dict_from_url(source, map_location='cpu', weights_only=True)
-        else:
-            checkpoint = torch.load(Path(source).expanduser(), map_location='cpu', weights_only=True)
-    except OSError as error:  # urllib's errors are OSErrors
-        raise RuntimeError(
-            f'cannot fetch {source} ({error}). Download it by other means and give the path of the file, '
-            f'or drop init_cfg to train from random weights.'
-        ) from error
-    except (RuntimeError, EOFError, UnpicklingError, ValueError) as error:
-        raise RuntimeError(f'{source} is not a whole PyTorch checkpoint that is safe to load: {error}') from error
-    if not isinstance(checkpoint, Mapping):
-        raise RuntimeError(f'{source} holds a {type(checkpoint).__name__}, not a mapping of weights')
-    return checkpoint
 
 
 class OfficialLayout:

@@ -8,22 +8,26 @@ from pathlib import Path
 
 import mmcv
 import numpy as np
-from mmdet.apis import inference_detector, init_detector
+from mmdet.apis import inference_detector
 from mmdet.structures import DetDataSample
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
-from mmengine.registry import DATASETS
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DATASETS, MODELS, init_default_scope
 from skimage.util import montage
+from torch import nn
 from torch.nn.functional import interpolate
+
+from mmvit.files import read_checkpoint
 
 
 def main() -> None:
     args = parse_args()
     config = Config.fromfile(args.config)
-    model = init_detector(config, args.checkpoint, device=args.device)
+    model = load_detector(config, args.checkpoint, args.device)
     dataset = DATASETS.build({**config.test_dataloader.dataset, '_scope_': 'mmdet'})
     visualizer = DetLocalVisualizer(line_width=1, alpha=0.4)
-    visualizer.dataset_meta = {**model.dataset_meta, 'palette': 'random'}
+    visualizer.dataset_meta = {**dataset.metainfo, 'palette': 'random'}
     every = max(1, len(dataset) // args.count)
     paths = [dataset.get_data_info(i)['img_path'] for i in range(0, len(dataset), every)][: args.count]
     tiles = [draw(visualizer, path, inference_detector(model, path), args.tile, args.score) for path in paths]
@@ -42,6 +46,16 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--score', type=float, default=0.5, help='least score that is drawn (default: %(default)s)')
     parser.add_argument('--device', default='cpu')
     return parser.parse_args()
+
+
+def load_detector(config: Config, checkpoint: str, device: str) -> nn.Module:
+    """A config's detector with the weights of a file or address. (mmdet's ``init_detector`` would load unsafely.)"""
+    init_default_scope('mmdet')
+    model = revert_sync_batchnorm(MODELS.build(config.model))
+    loaded = read_checkpoint(checkpoint)
+    model.load_state_dict(loaded.get('state_dict', loaded))
+    model.cfg = config
+    return model.to(device).eval()
 
 
 def draw(visualizer: DetLocalVisualizer, path: str, result: DetDataSample, side: int, score: float) -> np.ndarray:

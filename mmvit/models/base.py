@@ -15,7 +15,8 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmvit.checkpoint import OfficialLayout, describe_mismatch, log_line, read_checkpoint
+from mmvit.checkpoint import OfficialLayout, describe_mismatch, log_line
+from mmvit.files import read_checkpoint
 
 
 class Backbone(BaseModule, metaclass=ABCMeta):
@@ -129,20 +130,21 @@ class Backbone(BaseModule, metaclass=ABCMeta):
             log_line(f'{type(self).__name__} has no init_cfg: it starts from random weights')
         super().init_weights()
 
-    def load_official(self, checkpoint: str) -> None:
+    def load_official(self, checkpoint: str, sha256: str | None = None) -> None:
         """Load a released file completely.
 
         Stages that ``out_indices`` does not need are left out, which one line tells.
 
         Args:
             checkpoint: Path or http(s) address.
+            sha256: What the file's must be, as in :func:`mmvit.files.read_checkpoint`.
 
         Raises:
             FileNotFoundError: There is no such file.
-            RuntimeError: The file cannot be read safely.
+            RuntimeError: The file is not to be had, or cannot be read safely.
             ValueError: It is not a whole checkpoint of this family, or not of this arch.
         """
-        loaded = read_checkpoint(checkpoint)
+        loaded = read_checkpoint(checkpoint, sha256)
         try:
             weights = self.convert_official(loaded)
         except ValueError as error:
@@ -154,6 +156,8 @@ class Backbone(BaseModule, metaclass=ABCMeta):
         mismatch = describe_mismatch(_shapes(fitting), self.official_layout.expected(_shapes(own), _shapes(weights)))
         if mismatch:
             raise ValueError(f'{checkpoint} does not fit this {type(self).__name__} ({self.arch}): {mismatch}')
+        if whole := [k for k, v in fitting.items() if own[k].is_floating_point() and not v.is_floating_point()]:
+            raise ValueError(f'{checkpoint} has whole numbers (of a quantised model?) as {", ".join(whole[:20])}')
         self.load_state_dict({**own, **fitting}, strict=True)
         notes = [f'leaving out {", ".join(s.rstrip(".") for s in not_built)} (not built)'] if not_built else []
         if own.keys() - fitting.keys():

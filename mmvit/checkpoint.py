@@ -50,9 +50,8 @@ class OfficialLayout:
     """How one family's released checkpoints name the weights of its backbone.
 
     Args:
-        renames: Pairs of key beginnings (theirs, ours), the first that fits counts. ``#`` stands for a number; the
-            numbers of theirs fill ours in order (``#+1``: plus one), and surplus ones are dropped. Several of theirs
-            may lead to one of ours: the released files then hold one tensor under many names.
+        renames: Pairs of key beginnings (theirs, ours), the first that fits counts; ``new_names`` says what they may
+            hold. Several of theirs may lead to one of ours: the released files then hold one tensor under many names.
         prefixes: What stands before the keys in files of detectors and segmenters.
         landmark: The key that tells the backbone's place in a file.
         classifier: Beginnings of the keys that a backbone has no use for.
@@ -82,20 +81,17 @@ class OfficialLayout:
         Raises:
             ValueError: The file has no such backbone, or some of its entries are no tensors.
         """
-        weights: Mapping[str, Any] = checkpoint
-        for key in ('model', 'state_dict'):
-            if isinstance(checkpoint.get(key), Mapping):
-                weights = checkpoint[key]
-                break
-        prefix = next((p for p in self.prefixes if p + self.landmark in weights), None)
+        weights = find_weights(checkpoint)
+        prefix = self.find_prefix(weights)
         if prefix is None:
-            raise ValueError(f'found no {self.landmark!r} in it, under any known prefix; {_keys(weights)}')
+            raise ValueError(f'found no {self.landmark!r} in it, under any known prefix; {describe_keys(weights)}')
         mine = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
         mine = {k: v for k, v in mine.items() if not k.startswith(self.classifier)}
-        no_tensors = [k for k, v in mine.items() if not isinstance(v, Tensor | np.ndarray)]
-        if no_tensors:
-            raise ValueError(f'these entries are no tensors; {_keys(no_tensors)}')
-        return {k: torch.as_tensor(v) for k, v in mine.items()}
+        return as_tensors(mine)
+
+    def find_prefix(self, weights: Mapping[str, Any]) -> str | None:
+        """What stands before the keys of this family's backbone among some weights; None if it is not there."""
+        return next((p for p in self.prefixes if p + self.landmark in weights), None)
 
     def rename(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Official names to ours, each tensor once.
@@ -108,7 +104,7 @@ class OfficialLayout:
         unknown = []
         disagreeing = []
         for key, value in weights.items():
-            name = self._our_name(key)
+            name = next(iter(new_names(key, self.renames)), None)
             if name is None:
                 unknown.append(key)
                 continue
@@ -119,9 +115,9 @@ class OfficialLayout:
             elif not torch.equal(renamed[name], value):
                 disagreeing += [origin[name], key]
         if unknown:
-            raise ValueError(f'it has unexpected entries; {_keys(unknown)}')
+            raise ValueError(f'it has unexpected entries; {describe_keys(unknown)}')
         if disagreeing:
-            raise ValueError(f'these entries are copies of one tensor and disagree; {_keys(disagreeing)}')
+            raise ValueError(f'these entries are copies of one tensor and disagree; {describe_keys(disagreeing)}')
         return renamed
 
     def restore(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -142,7 +138,7 @@ class OfficialLayout:
             restored |= {key: value for key in keys if '#' not in key}
             copies += [(key, value) for key in keys if '#' in key]
         if unknown:
-            raise ValueError(f'it has unexpected entries; {_keys(unknown)}')
+            raise ValueError(f'it has unexpected entries; {describe_keys(unknown)}')
         for template, value in copies:  # one in each block that there is
             start, end = template.split('#')
             blocks = {match[1] for key in restored if (match := re.match(re.escape(start) + r'(\d+)\.', key))}
@@ -155,12 +151,6 @@ class OfficialLayout:
             return own
         return {name: shape for name, shape in own.items() if self.optional not in name}
 
-    def _our_name(self, key: str) -> str | None:
-        for theirs, ours in self.renames:
-            if match := _pattern(theirs).match(key):
-                return _filled(ours, theirs, match) + key[match.end() :]
-        return None
-
     def _official_names(self, name: str) -> list[str]:
         """All of them; the number of a block that ours does not name stays ``#``."""
         found = [(theirs, ours, match) for theirs, ours in self.renames if (match := _pattern(ours).match(name))]
@@ -168,22 +158,57 @@ class OfficialLayout:
         return [_filled(*rename) + name[longest:] for rename in found if rename[2].end() == longest]
 
 
+def find_weights(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The weights of a loaded file: under ``model``, under ``state_dict``, or the file itself."""
+    nested = (checkpoint.get(key) for key in ('model', 'state_dict'))
+    return next((weights for weights in nested if isinstance(weights, Mapping)), checkpoint)
+
+
+def as_tensors(weights: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Some weights, NumPy's arrays as tensors.
+
+    Raises:
+        ValueError: There is something else among them.
+    """
+    if others := [key for key, value in weights.items() if not isinstance(value, Tensor | np.ndarray)]:
+        raise ValueError(f'these entries are no tensors; {describe_keys(others)}')
+    return {key: torch.as_tensor(value) for key, value in weights.items()}
+
+
+def new_names(key: str, renames: Sequence[tuple[str, str]]) -> list[str]:
+    """A key with its beginning replaced, by every pair (old, new) whose old one fits.
+
+    ``#`` stands for a number; the numbers of the old beginning fill the new one in order, surplus ones are dropped.
+    ``#+1`` stands for the number plus one: ``('fc#+1.', 'fcs.#.')`` leads from ``fc1.`` to ``fcs.0.``.
+    """
+    return [
+        _filled(new, old, match) + key[match.end() :] for old, new in renames if (match := _pattern(old).match(key))
+    ]
+
+
 def describe_mismatch(found: Mapping[str, torch.Size], expected: Mapping[str, torch.Size]) -> str:
     """The keys in which two layouts differ, in words; empty if they are equal."""
 
     def lines() -> Iterator[str]:
         if missing := sorted(expected.keys() - found.keys()):
-            yield f'missing: {_keys(missing)}'
+            yield f'missing: {describe_keys(missing)}'
         if unexpected := sorted(found.keys() - expected.keys()):
-            yield f'unexpected: {_keys(unexpected)}'
+            yield f'unexpected: {describe_keys(unexpected)}'
         if misshapen := [
             f'{key} {tuple(found[key])} instead of {tuple(shape)}'
             for key, shape in expected.items()
             if key in found and found[key] != shape
         ]:
-            yield f'of another shape: {_keys(misshapen)}'
+            yield f'of another shape: {describe_keys(misshapen)}'
 
     return '; '.join(lines())
+
+
+def describe_keys(names, shown: int = 20) -> str:
+    """How many there are, and the first of them."""
+    names = list(names)
+    more = f' and {len(names) - shown} more' if len(names) > shown else ''
+    return f'{len(names)} keys: {", ".join(map(str, names[:shown]))}{more}'
 
 
 def log_line(message: str) -> None:
@@ -191,7 +216,7 @@ def log_line(message: str) -> None:
     print_log(message, logger='current')
 
 
-NUMBER = re.compile(r'#([+-]1)?')  # in a template
+NUMBER = re.compile(r'#([+-]\d+)?')  # in a template
 
 
 @cache
@@ -206,9 +231,3 @@ def _filled(template: str, other: str, match: re.Match[str]) -> str:
             index = int(number) - int(shift or 0) + int(place[1] or 0)
             template = f'{template[: place.start()]}{index}{template[place.end() :]}'
     return template
-
-
-def _keys(names, shown: int = 20) -> str:
-    names = list(names)
-    more = f' and {len(names) - shown} more' if len(names) > shown else ''
-    return f'{len(names)} keys: {", ".join(map(str, names[:shown]))}{more}'

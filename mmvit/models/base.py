@@ -149,6 +149,17 @@ class Backbone(BaseModule, metaclass=ABCMeta):
             weights = self.convert_official(loaded)
         except ValueError as error:
             raise ValueError(f'{checkpoint}: {error}') from error
+        self.load_converted(weights, checkpoint)
+
+    def load_converted(self, weights: Mapping[str, Tensor], checkpoint: str) -> None:
+        """Load what ``convert_official`` gave for the file ``checkpoint``, completely.
+
+        Stages that ``out_indices`` does not need are left out, which one line tells.
+
+        Raises:
+            ValueError: The weights are not of this arch.
+        """
+        weights = dict(weights)
         self.resize_tables(weights)
         own = self.state_dict()
         not_built = tuple(f'stages.{i}.' for i in range(len(self.stages), self.num_stages))
@@ -190,6 +201,16 @@ class Backbone(BaseModule, metaclass=ABCMeta):
             weights = cls.official_layout.rename(cls.official_layout.backbone_weights(checkpoint))
         except ValueError as error:
             raise ValueError(f'not a released {cls.__name__} checkpoint: {error}') from None
+        cls.recognise_arch(weights)
+        return weights
+
+    @classmethod
+    def recognise_arch(cls, weights: Mapping[str, Tensor]) -> str:
+        """Name of the known arch whose full backbone has these weights, by their names and shapes.
+
+        Raises:
+            ValueError: There is none; the differences to the nearest are named.
+        """
         shapes = _shapes(weights)
         zoo = {name: cls.official_layout.expected(own, shapes) for name, own in _zoo_shapes(cls).items()}
         mismatches = {name: describe_mismatch(shapes, expected) for name, expected in zoo.items()}
@@ -199,7 +220,7 @@ class Backbone(BaseModule, metaclass=ABCMeta):
                 f'not a released {cls.__name__} checkpoint: it is nearest to arch {nearest!r}, '
                 f'with these differences (names of mmvit): {mismatches[nearest]}'
             )
-        return weights
+        return next(name for name, mismatch in mismatches.items() if not mismatch)
 
     @classmethod
     def to_official(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

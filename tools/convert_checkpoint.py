@@ -1,0 +1,39 @@
+"""Turn a released checkpoint into a file that `mim test` takes, with a report of what became of everything in it.
+
+    python tools/convert_checkpoint.py MaskRCNN_1x_RegionViT-S.pth --config configs/maskrcnn_regionvit_s_d2.py -o s.pth
+    mim test mmdet configs/maskrcnn_regionvit_s_d2.py --checkpoint s-1a2b3c4d.pth
+
+SOURCE is a detectron2 detector, an mmseg 0.x segmenter or a classifier with one of mmvit's backbones. A detectron2
+file needs one of the _d2 configs, which set what detectron2 does otherwise than mmdet (one serves both schedules), or
+a config over one. Of a classifier only the backbone is kept, for training:
+
+    python tools/convert_checkpoint.py mpvit_small.pth --config configs/maskrcnn_mpvit_s.py -o small.pth
+    mim train mmdet configs/maskrcnn_mpvit_s.py --cfg-options \\
+        model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=small-1a2b3c4d.pth
+
+Anything in the file that has no explanation is an error, and then nothing is written.
+"""
+
+import argparse
+import sys
+
+from mmvit.conversion import convert_checkpoint
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('source', metavar='SOURCE', help='path or http(s) address of the released file')
+    parser.add_argument('--config', required=True, help='path of the config of the same network')
+    parser.add_argument(
+        '-o', '--out', required=True, help='path ending in .pth or .safetensors; the name gets 8 digits of the sha256'
+    )
+    args = parser.parse_args()
+    try:
+        _, report = convert_checkpoint(args.source, args.config, args.out)
+    except (ValueError, RuntimeError, FileNotFoundError) as error:
+        sys.exit(f'nothing written: {error}')
+    print(report)
+
+
+if __name__ == '__main__':
+    main()

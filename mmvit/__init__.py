@@ -11,7 +11,7 @@ if find_spec('mmcv') is None:
         'compiled ops), or "mmvit[lite]" (mmcv-lite: the backbones alone).'
     )
 
-from mmvit import checkpoint, conversion, hooks, models, optim  # noqa: F401  (registers what they define)
+from mmvit import checkpoint, classifiers, conversion, hooks, models, optim  # noqa: F401  (registers what they define)
 from mmvit.safe_globals import allow_mmengine_checkpoints
 
 allow_mmengine_checkpoints()

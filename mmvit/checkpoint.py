@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 class OfficialWeights:
     """Initialiser for a backbone's ``init_cfg``: the authors' released file, converted and loaded completely.
 
+    A file of one's own that holds the backbone (alone, in a classifier or in a detector of mmvit) is taken as well.
     ``init_cfg=dict(type='mmvit.OfficialWeights', checkpoint='mpvit_small.pth')``. Unlike mmengine's ``Pretrained``,
     weights that are missing or do not fit are an error.
 
     Args:
-        checkpoint: Path or http(s) address of a released file.
+        checkpoint: Path or http(s) address of the file.
         sha256: What the file's must be, if you know it.
     """
 
@@ -53,8 +54,8 @@ class OfficialLayout:
         renames: Pairs of key beginnings (theirs, ours), the first that fits counts; ``new_names`` says what they may
             hold. Several of theirs may lead to one of ours: the released files then hold one tensor under many names.
         prefixes: What stands before the keys in files of detectors and segmenters.
-        landmark: The key that tells the backbone's place in a file.
-        classifier: Beginnings of the keys that a backbone has no use for.
+        landmark: The key that tells the backbone's place in a file; not one of ours.
+        classifier: Pairs of beginnings of the classifier's keys (theirs, those of ``mmvit.classifiers``).
         optional: Part of our names of weights that only some of the family's files have.
         map_norms: Parts of our names of norms that the files store as (1, C, 1, 1).
     """
@@ -64,34 +65,55 @@ class OfficialLayout:
         renames: Sequence[tuple[str, str]],
         prefixes: Sequence[str],
         landmark: str,
-        classifier: tuple[str, ...],
+        classifier: Sequence[tuple[str, str]],
         optional: str | None = None,
         map_norms: tuple[str, ...] = (),
     ) -> None:
         self.renames = renames
         self.prefixes = [outer + inner for outer in ('', 'module.') for inner in ('', *prefixes)]
         self.landmark = landmark
-        self.classifier = classifier
+        (self.own_landmark,) = new_names(landmark, renames)
+        self.classifier = tuple(theirs for theirs, _ in classifier)
+        self.classifier_renames = classifier
         self.optional = optional
         self.map_norms = map_norms
 
     def backbone_weights(self, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The backbone's entries of a loaded file, with their official names, the classifier left out.
+        """The backbone's entries of a loaded file, with their official names or ours, the classifier left out.
 
         Raises:
             ValueError: The file has no such backbone, or some of its entries are no tensors.
         """
         weights = find_weights(checkpoint)
-        prefix = self.find_prefix(weights)
+        prefix = self.find_prefix(weights, own=True)
         if prefix is None:
             raise ValueError(f'found no {self.landmark!r} in it, under any known prefix; {describe_keys(weights)}')
         mine = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
         mine = {k: v for k, v in mine.items() if not k.startswith(self.classifier)}
         return as_tensors(mine)
 
-    def find_prefix(self, weights: Mapping[str, Any]) -> str | None:
-        """What stands before the keys of this family's backbone among some weights; None if it is not there."""
-        return next((p for p in self.prefixes if p + self.landmark in weights), None)
+    def find_prefix(self, weights: Mapping[str, Any], own: bool = False) -> str | None:
+        """What stands before the keys of this family's backbone among some weights; None if it is not there.
+
+        With ``own`` it may have our names as well as the official ones.
+        """
+        landmarks = (self.landmark, self.own_landmark) if own else (self.landmark,)
+        return next((p for p in self.prefixes if any(p + key in weights for key in landmarks)), None)
+
+    def classifier_weights(self, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The classifier's entries of a loaded released file, with the names of ``mmvit.classifiers``."""
+        weights = find_weights(checkpoint)
+        prefix = self.find_prefix(weights)
+        return {
+            ours + key.removeprefix(f'{prefix}{theirs}'): torch.as_tensor(value)
+            for theirs, ours in self.classifier_renames
+            for key, value in weights.items()
+            if key.startswith(f'{prefix}{theirs}')
+        }
+
+    def is_official(self, checkpoint: Mapping[str, Any]) -> bool:
+        """Whether a loaded file holds such a backbone with its official names."""
+        return self.find_prefix(find_weights(checkpoint)) is not None
 
     def rename(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Official names to ours, each tensor once.
@@ -159,8 +181,8 @@ class OfficialLayout:
 
 
 def find_weights(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The weights of a loaded file: under ``model``, under ``state_dict``, or the file itself."""
-    nested = (checkpoint.get(key) for key in ('model', 'state_dict'))
+    """A loaded file's weights: timm's averages, what is under ``model`` or ``state_dict``, or the file itself."""
+    nested = (checkpoint.get(key) for key in ('state_dict_ema', 'model', 'state_dict'))
     return next((weights for weights in nested if isinstance(weights, Mapping)), checkpoint)
 
 

@@ -169,7 +169,7 @@ BESIDE = {
         'best_acc', 'max_accuracy', 'metric',
     ),
     'notes on the training run': ('meta', 'args', 'config', 'arch', 'version', '__author__', 'matching_heuristics'),
-    'averages of the weights that stand under model or state_dict': ('model_ema', 'state_dict_ema'),
+    'another copy of the weights': ('model', 'state_dict', 'model_ema', 'state_dict_ema'),
 }  # fmt: skip
 
 # What detectron2 once stored among the weights and the config says instead; check_settings compares them.

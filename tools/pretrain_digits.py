@@ -9,6 +9,7 @@ that it writes: ``init_cfg=dict(type='mmvit.OfficialWeights', checkpoint=OUT)``.
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -18,7 +19,7 @@ from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.model import BaseModel, ImgDataPreprocessor
 from mmengine.runner import Runner
 from skimage.io import imread
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import resized_crop
 
@@ -70,9 +71,8 @@ def parse_args() -> argparse.Namespace:
 class Classifier(BaseModel):
     """A classifier of images (B, 3, H, W), RGB from 0 to 255, as mmengine's Runner takes it."""
 
-    def __init__(self, net: nn.Module) -> None:
-        cfg = net.default_cfg
-        scale = [[255 * value for value in cfg[key]] for key in ('mean', 'std')]
+    def __init__(self, net: Any) -> None:
+        scale = [[255 * value for value in net.default_cfg[key]] for key in ('mean', 'std')]
         super().__init__(ImgDataPreprocessor(*scale))
         self.net = net
 

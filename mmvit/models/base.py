@@ -73,6 +73,11 @@ class Backbone(BaseModule, metaclass=ABCMeta):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Feature maps (B, C_i, H_i, W_i) of an image batch (B, C, H, W), one per entry of ``out_indices``."""
 
+    def forward_for_classifier(self, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The maps of ``forward``, and the one (B, C, h, w) whose mean a classifier reads."""
+        maps = self(x)
+        return maps, maps[-1]
+
     @classmethod
     @abstractmethod
     def check_arch(cls, arch: Mapping[str, Any]) -> None:
@@ -131,7 +136,7 @@ class Backbone(BaseModule, metaclass=ABCMeta):
         super().init_weights()
 
     def load_official(self, checkpoint: str, sha256: str | None = None) -> None:
-        """Load a released file completely.
+        """Load a released file, or one of mmvit's own, completely.
 
         Stages that ``out_indices`` does not need are left out, which one line tells.
 
@@ -191,14 +196,18 @@ class Backbone(BaseModule, metaclass=ABCMeta):
 
         Args:
             checkpoint: A loaded file in any released shape: bare, or under ``model`` or ``state_dict``; with the
-                prefixes of detectors, segmenters or DataParallel; with or without the classifier.
+                prefixes of detectors, segmenters or DataParallel; with or without the classifier. Or one that has
+                our names already, of any arch; of timm's training files the averaged weights, if they have some.
 
         Raises:
             ValueError: The file is not one of this family's known archs, or copies of one tensor in it disagree; the
                 keys are named.
         """
         try:
-            weights = cls.official_layout.rename(cls.official_layout.backbone_weights(checkpoint))
+            weights = cls.official_layout.backbone_weights(checkpoint)
+            if cls.official_layout.own_landmark in weights:
+                return weights
+            weights = cls.official_layout.rename(weights)
         except ValueError as error:
             raise ValueError(f'not a released {cls.__name__} checkpoint: {error}') from None
         cls.recognise_arch(weights)

@@ -175,7 +175,7 @@ class Context:
     @staticmethod
     def _sums(k: Tensor, v: Tensor, peak: Tensor) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(k.dtype, torch.float32)
-        with torch.autocast(k.device.type, enabled=False):
+        with torch.autocast('cpu' if k.is_meta else k.device.type, enabled=False):  # it refuses the device 'meta'
             weights = (k.to(dtype) - peak.to(dtype)).exp()
             return weights.sum(dim=1, keepdim=True), per_head(weights).mT @ per_head(v.to(dtype))
 
@@ -336,8 +336,8 @@ class MPViT(Backbone):
             ('mhca_stages.#.aggregate.conv.', 'stages.#.aggregate.conv.'),
         ],
         prefixes=('backbone.', 'backbone.bottom_up.backbone.'),
-        landmark='stem.0.conv.weight',
-        classifier=('cls_head.',),
+        landmark='stem.0.bn.weight',
+        classifier=[('cls_head.cls.', 'head.fc.')],
     )
     stage_strides = (4, 8, 16, 32)
 

@@ -350,7 +350,7 @@ class PyramidTNT(Backbone):
         ],
         prefixes=('backbone.',),
         landmark='patch_embed.common_conv.0.weight',
-        classifier=('norm.', 'head.'),
+        classifier=[('norm.', 'norm.'), ('head.', 'head.fc.')],
     )
 
     stem: Stem

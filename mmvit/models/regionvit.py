@@ -320,7 +320,7 @@ class RegionViT(Backbone):
         ],
         prefixes=('backbone.', 'backbone.bottom_up.model.'),
         landmark='cls_token.proj.weight',
-        classifier=('norm.', 'head.'),
+        classifier=[('norm.', 'norm.'), ('head.', 'head.fc.')],
         optional='det_norm',
         map_norms=('stem.local.norm', 'projection.norm', 'det_norm'),
     )
@@ -364,6 +364,10 @@ class RegionViT(Backbone):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Feature maps (B, C_i, H_i, W_i) of an image batch (B, C, H, W), one per entry of ``out_indices``."""
+        return self.forward_for_classifier(x)[0]
+
+    def forward_for_classifier(self, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The maps of ``forward``, and the regional map (B, C, h, w) of the last stage."""
         self.check_input(x)
         regional, local = self.stem(x.contiguous(memory_format=torch.channels_last))
         outs = []
@@ -371,7 +375,7 @@ class RegionViT(Backbone):
             regional, local = stage(regional, local)
             if i in self.out_indices:
                 outs.append(local.contiguous())  # mmcv's RoIAlign takes channels-last memory for channels-first
-        return tuple(outs)
+        return tuple(outs), regional
 
     @classmethod
     def check_arch(cls, arch: Mapping[str, Any]) -> None:

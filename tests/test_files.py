@@ -2,15 +2,15 @@
 
 import hashlib
 import json
-import multiprocessing
 import os
 import pickle
 import re
+import subprocess
+import sys
 import threading
 from argparse import Namespace
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -559,33 +559,35 @@ def test_addresses_and_licences_in_the_metafiles():
     assert all(re.fullmatch('[0-9a-f]{64}', digits) for digits in hashes.values())
 
 
-def reader(address: str) -> BaseProcess:
-    """Another process, begun, which ends with 0 if it gets WEIGHTS from this address."""
-
-    def read():
-        assert is_weights(read_checkpoint(address))
-
-    process = multiprocessing.get_context('fork').Process(target=read, daemon=True)
-    process.start()
-    return process
+def reader(address: str) -> subprocess.Popen:
+    """Another process, begun, which reads this address."""
+    # Not a fork: it would share the progress bar's lock, which a killed process never gives back.
+    code = 'import sys; from mmvit.files import read_checkpoint; read_checkpoint(sys.argv[1])'
+    return subprocess.Popen([sys.executable, '-c', code, address])
 
 
 def test_a_killed_download_is_not_taken_for_whole(serve, data, torch_home):
     server = serve(stalled(data), whole(data))
-    process = reader(server.address)
-    assert server.half_sent.wait(60)
-    process.kill()
-    process.join(60)
+    with reader(server.address) as process:
+        assert server.half_sent.wait(120)
+        process.kill()
     assert is_weights(read_checkpoint(server.address))
     assert len(server.requests) == 2
 
 
 def test_two_processes_download_at_once(serve, data, torch_home):
-    both = threading.Barrier(2, timeout=60)  # each has asked before any is answered
-    server = serve(lambda handler, server: (both.wait(), whole(data)(handler, server)))
-    other = reader(server.address)
-    assert is_weights(read_checkpoint(server.address))
-    other.join(60)
-    assert other.exitcode == 0
+    both = threading.Barrier(2, timeout=120)  # each has asked before any is answered
+    asked = threading.Event()
+
+    def answer(handler, server):
+        asked.set()
+        both.wait()
+        whole(data)(handler, server)
+
+    server = serve(answer)
+    with reader(server.address) as other:
+        assert asked.wait(120)
+        assert is_weights(read_checkpoint(server.address))
+    assert other.returncode == 0
     (kept,) = (torch_home / 'hub/checkpoints').iterdir()
     assert kept.read_bytes() == data

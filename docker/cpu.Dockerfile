@@ -9,8 +9,8 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /workspace/mmvit
 COPY . .
-# The cache keeps mmcv's wheel from one build to the next. The optional secrets carry a package index's settings and
-# certificate into the build, and nothing of them into the image.
+# The cache keeps mmcv's wheel from one build to the next. The optional secrets carry pip's settings and a certificate for
+# both installers into the build, and nothing of them into the image.
 RUN --mount=type=cache,target=/var/cache/mmvit \
     --mount=type=secret,id=pipconf,target=/etc/pip.conf,required=false \
     --mount=type=secret,id=ca,target=/run/buildcfg/ca.crt,required=false \
@@ -19,7 +19,7 @@ RUN --mount=type=cache,target=/var/cache/mmvit \
 
 FROM ${BASE_IMAGE}
 ARG UID=1000
-RUN useradd --create-home --uid ${UID} mmvit \
+RUN useradd --create-home --no-log-init --non-unique --uid ${UID} mmvit \
     && install --directory --owner mmvit /workspace/mmvit /workspace/mmvit/data /workspace/mmvit/work_dirs
 COPY --from=build /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:${PATH} PYTHONWARNINGS=ignore

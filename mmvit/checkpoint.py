@@ -13,7 +13,6 @@ from mmengine.logging import print_log
 from mmengine.model.weight_init import update_init_info
 from torch import Tensor
 
-from mmvit.files import read_checkpoint  # noqa: F401  (is looked for here too)
 from mmvit.registry import WEIGHT_INITIALIZERS, register
 
 if TYPE_CHECKING:
@@ -224,6 +223,12 @@ def describe_mismatch(found: Mapping[str, torch.Size], expected: Mapping[str, to
             yield f'of another shape: {describe_keys(misshapen)}'
 
     return '; '.join(lines())
+
+
+def describe_quantised(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """The weights that are whole numbers where a model's own are not, in words; empty if there are none."""
+    whole = [name for name, value in found.items() if own[name].is_floating_point() and not value.is_floating_point()]
+    return f'whole numbers (of a quantised model?): {describe_keys(whole)}' if whole else ''
 
 
 def describe_keys(names, shown: int = 20) -> str:

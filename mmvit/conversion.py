@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,15 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-from mmvit.checkpoint import as_tensors, describe_keys, describe_mismatch, find_weights, new_names, read_checkpoint
+from mmvit.checkpoint import (
+    as_tensors,
+    describe_keys,
+    describe_mismatch,
+    describe_quantised,
+    find_weights,
+    new_names,
+)
+from mmvit.files import read_checkpoint
 from mmvit.models import MPViT, PyramidTNT, RegionViT
 from mmvit.models.base import Backbone
 
@@ -175,7 +184,7 @@ BESIDE = {
 # What detectron2 once stored among the weights and the config says instead; check_settings compares them.
 ANCHORS = ('anchor_generator.cell_anchors.', 'proposal_generator.anchor_generator.cell_anchors.')
 NORMALISATION = {'pixel_mean': 'mean', 'pixel_std': 'std'}  # names in the file and in the data preprocessor
-SETTINGS = (*ANCHORS, *NORMALISATION)
+SETTINGS = re.compile('|'.join([*NORMALISATION, *(re.escape(beginning) + r'\d+' for beginning in ANCHORS)]))
 
 
 @dataclass
@@ -225,7 +234,7 @@ def recognise(checkpoint: Mapping[str, Any]) -> Released:
     wrapper = 'module.' if prefix.startswith('module.') else ''
     heads = as_tensors({k.removeprefix(wrapper): v for k, v in weights.items() if not k.startswith(prefix)})
     kind = find_kind(heads)
-    settings = {key: heads.pop(key) for key in list(heads) if key.startswith(SETTINGS)}
+    settings = {key: heads.pop(key) for key in list(heads) if SETTINGS.fullmatch(key)}
     if kind is not CLASSIFIER:
         backbone = {f'backbone.{name}': value for name, value in backbone.items()}
     return Released(
@@ -332,7 +341,10 @@ def check_settings(released: Released, model: Any) -> None:
             own = getattr(model.data_preprocessor, NORMALISATION[key])
         else:
             place = 'anchor_generator'
-            own = head.prior_generator.base_anchors[int(key.rpartition('.')[2])]
+            level = int(key.rpartition('.')[2])
+            own = (
+                head.prior_generator.base_anchors[level] if level < head.prior_generator.num_levels else torch.empty(0)
+            )
         found, own = found.flatten().float(), own.flatten()
         if found.shape != own.shape or not torch.allclose(found, own, rtol=5e-3):  # as bfloat16 may have rounded
             raise ValueError(f'the file was trained with {key} {found.tolist()}, and its {place} has {own.tolist()}')
@@ -347,6 +359,8 @@ def load_whole(released: Released, model: nn.Module) -> dict[str, Tensor]:
     found, own = ({k: v.shape for k, v in weights.items()} for weights in (released.weights, model.state_dict()))
     if mismatch := describe_mismatch(found, own):
         raise ValueError(f'these weights are not those of its model; {mismatch}')
+    if quantised := describe_quantised(released.weights, model.state_dict()):
+        raise ValueError(f'it has {quantised}')
     model.load_state_dict(released.weights, strict=True)
     return model.state_dict()
 

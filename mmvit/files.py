@@ -154,5 +154,5 @@ def _is_pickle(path: Path) -> bool:
     with path.open('rb') as file:
         try:
             return all(pickletools.genops(file))
-        except ValueError:
+        except (ValueError, MemoryError, OverflowError):  # the latter from lengths that no file has
             return False

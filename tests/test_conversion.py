@@ -294,6 +294,8 @@ def test_what_does_not_fit_the_config_is_refused(refused, config, tmp_path):
     refused('retinanet', {'head.bbox_pred.bias': None}, 'missing', 'bbox_head.retina_reg.bias')
     refused('retinanet', {'head.bbox_pred.bias': torch.zeros(35)}, 'of another shape', 'bbox_head.retina_reg.bias')
     refused('retinanet', None, 'its model is a MaskRCNN, not a RetinaNet', to=config('maskrcnn'))
+    quantised = {'head.bbox_pred.bias': torch.zeros(36, dtype=torch.int8)}
+    refused('retinanet', quantised, 'whole numbers', 'bbox_head.retina_reg.bias')
     refused('upernet', None, 'its model is a RetinaNet, not a EncoderDecoder', to=config('retinanet'))
     refused('retinanet', None, 'give its _d2 config', to=f'{CONFIGS}/retinanet_mpvit_t.py')
     wanted = "backbone=dict(type='mmvit.MPViT', arch='tiny'".replace('(', r'\(')
@@ -310,6 +312,8 @@ def test_stored_settings_are_compared(refused, config, source, tmp_path):
     refused('maskrcnn', {'pixel_mean': swapped.view(3, 1, 1)}, 'pixel_mean', 'data_preprocessor.mean')
     key = 'proposal_generator.anchor_generator.cell_anchors.'
     refused('maskrcnn', {f'{key}0': anchor.expand(3, 4)}, 'cell_anchors.0', 'anchor_generator')
+    refused('maskrcnn', {f'{key}5': anchor}, 'cell_anchors.5', 'anchor_generator')
+    refused('maskrcnn', {'pixel_mean_of_mine': mean}, 'do not belong', 'pixel_mean_of_mine')
     # By hand: 32 x 32 pixels of height / width 1/2, 1 and 2.
     anchors = torch.tensor([[-22.6274, -11.3137, 22.6274, 11.3137], [-16, -16, 16, 16]])
     anchors = torch.cat([anchors, anchors[:1, [1, 0, 3, 2]]])

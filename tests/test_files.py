@@ -591,3 +591,10 @@ def test_two_processes_download_at_once(serve, data, torch_home):
     assert other.returncode == 0
     (kept,) = (torch_home / 'hub/checkpoints').iterdir()
     assert kept.read_bytes() == data
+
+
+def test_a_length_that_no_file_has(tmp_path):
+    path = tmp_path / 'weights.pth'
+    path.write_bytes(b'\x8e' + (2**40).to_bytes(8, 'little'))  # pickle's opcode for so many bytes
+    with pytest.raises(RuntimeError, match='is not a whole checkpoint'):
+        read_checkpoint(str(path))

@@ -6,9 +6,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from commands import ENV, run
 
 import bootstrap
+from mmvit.models import MPViT
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +50,7 @@ def test_wheel_ships_what_mim_looks_for(wheel):
     assert not any(name.startswith(('tests', 'bootstrap')) for name in names)
 
 
-def test_mim_trains_from_the_wheel(wheel, clean_venv, tmp_path):
+def test_mim_takes_the_wheel(wheel, clean_venv, tmp_path):
     bootstrap.install_pinned(clean_venv)
     install(clean_venv, '--no-deps', wheel)
     data = tmp_path / 'digits'
@@ -67,6 +69,12 @@ def test_mim_trains_from_the_wheel(wheel, clean_venv, tmp_path):
     options += [f'val_evaluator.ann_file={data}/annotations/instances_val.json', 'train_cfg.max_epochs=1']
     user(bin_ / 'mim', 'train', 'mmvit', 'maskrcnn_mpvit_t_digits.py', '--work-dir', 'run', '--cfg-options', *options)
     assert (tmp_path / 'run' / 'epoch_1.pth').exists()
+
+    torch.save({'model': MPViT.to_official(MPViT('tiny').state_dict())}, tmp_path / 'released.pth')
+    (config,) = clean_venv.glob('lib/*/site-packages/mmvit/.mim/configs/maskrcnn_mpvit_t_digits.py')
+    files = ('released.pth', '--config', config, '-o', 'converted.pth')
+    assert 'written: converted-' in user(bin_ / 'mim', 'run', 'mmvit', 'convert_checkpoint', *files)
+    assert 'mpvit_tiny' in user(bin_ / 'mim', 'run', 'mmvit', 'benchmark', 'mpvit_tiny', '--sizes', 64, '--rounds', 1)
 
 
 def test_lite_has_a_forward_pass(wheel, clean_venv, tmp_path):

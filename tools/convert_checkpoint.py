@@ -30,7 +30,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         _, report = convert_checkpoint(args.source, args.config, args.out)
-    except (ValueError, RuntimeError, FileNotFoundError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f'nothing written: {error}')
     print(report)
 

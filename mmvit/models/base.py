@@ -15,7 +15,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmvit.checkpoint import OfficialLayout, describe_mismatch, log_line
+from mmvit.checkpoint import OfficialLayout, describe_mismatch, describe_quantised, log_line
 from mmvit.files import read_checkpoint
 
 
@@ -172,8 +172,8 @@ class Backbone(BaseModule, metaclass=ABCMeta):
         mismatch = describe_mismatch(_shapes(fitting), self.official_layout.expected(_shapes(own), _shapes(weights)))
         if mismatch:
             raise ValueError(f'{checkpoint} does not fit this {type(self).__name__} ({self.arch}): {mismatch}')
-        if whole := [k for k, v in fitting.items() if own[k].is_floating_point() and not v.is_floating_point()]:
-            raise ValueError(f'{checkpoint} has whole numbers (of a quantised model?) as {", ".join(whole[:20])}')
+        if quantised := describe_quantised(fitting, own):
+            raise ValueError(f'{checkpoint} has {quantised}')
         self.load_state_dict({**own, **fitting}, strict=True)
         notes = [f'leaving out {", ".join(s.rstrip(".") for s in not_built)} (not built)'] if not_built else []
         if own.keys() - fitting.keys():

@@ -25,6 +25,12 @@ TINY = (96, 176, 216, 216)  # channels of MPViT-T
 CONFIGS = Path('configs').resolve()
 
 # Networks of the leaves, cut down in all but the backbone.
+SMALL_RPN = 'rpn_head=dict(in_channels=32, feat_channels=32),'
+SMALL_ROIS = """
+            bbox_roi_extractor=dict(out_channels=32),
+            mask_roi_extractor=dict(out_channels=32),
+            mask_head=dict(in_channels=32, conv_out_channels=32),
+"""
 SMALL = {
     'retinanet': (
         'retinanet_mpvit_t_d2',
@@ -35,28 +41,24 @@ SMALL = {
     ),
     'maskrcnn': (
         'maskrcnn_mpvit_t_d2',
-        """
+        f"""
         neck=dict(out_channels=32),
-        rpn_head=dict(in_channels=32, feat_channels=32),
+        {SMALL_RPN}
         roi_head=dict(
-            bbox_roi_extractor=dict(out_channels=32),
             bbox_head=dict(in_channels=32, fc_out_channels=64),
-            mask_roi_extractor=dict(out_channels=32),
-            mask_head=dict(in_channels=32, conv_out_channels=32),
+            {SMALL_ROIS}
         ),
         """,
     ),
     'cascade': (
         'cascade_maskrcnn_mpvit_s_d2',
-        """
+        f"""
         backbone=dict(arch='tiny'),
         neck=dict(in_channels=[96, 176, 216, 216], out_channels=32),
-        rpn_head=dict(in_channels=32, feat_channels=32),
+        {SMALL_RPN}
         roi_head=dict(
-            bbox_roi_extractor=dict(out_channels=32),
             bbox_head=[dict(head, in_channels=32, fc_out_channels=64) for head in _base_.model.roi_head.bbox_head],
-            mask_roi_extractor=dict(out_channels=32),
-            mask_head=dict(in_channels=32, conv_out_channels=32),
+            {SMALL_ROIS}
         ),
         """,
     ),

@@ -7,9 +7,8 @@ detectron2_retinanet = dict(
     neck=dict(relu_before_extra_convs=True),  # before P7
     bbox_head=dict(
         type='mmvit.detectron2.RetinaHead',  # clips boxes after NMS, not before
-        anchor_generator=dict(
-            scale_major=False
-        ),  # the three sizes of an anchor are the outer order, the ratios the inner
+        # The three sizes of an anchor are the outer order, the ratios the inner.
+        anchor_generator=dict(scale_major=False),
         bbox_coder=dict(clip_border=False, **detectron2_deltas),
     ),
 )

@@ -6,7 +6,7 @@ between them copies nothing. Deviation from the released networks: none; their w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -19,7 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 from mmvit.checkpoint import OfficialLayout
 from mmvit.models.base import Backbone
-from mmvit.models.pieces import PIECE, add, in_pieces
+from mmvit.models.convolution import Conv2d
+from mmvit.models.pieces import add, in_place, in_step, tokens_at_once, tokenwise
 from mmvit.registry import MODELS, register
 
 NUM_HEADS = 8
@@ -47,7 +48,7 @@ class ConvNorm(nn.Sequential):
         act: bool = True,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
+        self.conv = Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
         self.norm = build_norm_layer(norm_cfg, out_channels)[1]
         if act:
             self.act = Hardswish()
@@ -104,20 +105,22 @@ class ConvPosEnc(nn.Module):
 
 
 class ConvRelPosEnc(nn.Module):
-    """Convolutional relative position encoding: depthwise convolutions of the values, wider for later heads."""
+    """Convolutional relative position encoding: depthwise convolutions of the values, wider for later heads.
+
+    The values, and what comes out, are one tensor (B, N, width) for each kernel size; ``splits`` are the widths.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         head_channels = channels // NUM_HEADS
         self.splits = [heads * head_channels for heads, _ in CRPE_WINDOWS]
         self.convs = nn.ModuleList(
-            nn.Conv2d(width, width, kernel, 1, kernel // 2, groups=width)
+            Conv2d(width, width, kernel, 1, kernel // 2, groups=width)
             for width, (_, kernel) in zip(self.splits, CRPE_WINDOWS, strict=True)
         )
 
-    def forward(self, values: Tensor, size: tuple[int, int]) -> Tensor:
-        groups = to_map(values, size).split(self.splits, dim=1)
-        return to_tokens(torch.cat([conv(x) for conv, x in zip(self.convs, groups, strict=True)], dim=1))
+    def forward(self, values: Sequence[Tensor], size: tuple[int, int]) -> list[Tensor]:
+        return [to_tokens(conv(to_map(v, size))) for conv, v in zip(self.convs, values, strict=True)]
 
 
 class FactorizedAttention(nn.Module):
@@ -131,11 +134,11 @@ class FactorizedAttention(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int], crpe: ConvRelPosEnc) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        context = Context(k, v)
-        return self.attend(q, context.mean(), crpe(v, size))
+        return self.attend(q, Context(k, v).mean(), crpe(v.split(crpe.splits, dim=-1), size))
 
-    def attend(self, q: Tensor, context: Tensor, position: Tensor) -> Tensor:
+    def attend(self, q: Tensor, context: Tensor, positions: list[Tensor]) -> Tensor:
         """Queries (B, N, C), their images' contexts, and the relative positions of the same tokens."""
+        position = torch.cat(positions, dim=-1)
         attended = per_head(q) @ (self.scale * context).to(q.dtype)
         return self.proj(torch.addcmul(rearrange(attended, 'b heads n c -> b n (heads c)'), q, position))
 
@@ -193,30 +196,34 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int], cpe: ConvPosEnc, crpe: ConvRelPosEnc) -> Tensor:
         x = cpe(x, size)
-        if in_pieces(self, x):
-            return self.forward_in_pieces(x, size, crpe)
+        if in_place(self, x):
+            return self.forward_in_place(x, size, crpe)
         x = x + self.drop_path(self.attn(self.norm1(x), size, crpe))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return x + self.drop_path(tokenwise(self.mlp_of_norm, x))
 
-    def forward_in_pieces(self, x: Tensor, size: tuple[int, int], crpe: ConvRelPosEnc) -> Tensor:
-        """The rest of the block, in place, in two passes over the tokens; keys and queries are never stored."""
+    def mlp_of_norm(self, x: Tensor) -> Tensor:
+        return self.mlp(self.norm2(x))
+
+    def forward_in_place(self, x: Tensor, size: tuple[int, int], crpe: ConvRelPosEnc) -> Tensor:
+        """The rest of the block in two passes over the tokens; keys and queries are never stored."""
         attn = self.attn
-        values = torch.empty_like(x)
-        contexts = [self.context_in_pieces(*image) for image in zip(x.split(1), values.split(1), strict=True)]
+        values = [x.new_empty(*x.shape[:2], width) for width in crpe.splits]
+        contexts = [self.context_in_pieces(*image) for image in in_step(1, 0, x, *values)]
         positions = crpe(values, size)
-        for image, context, position in zip(x.split(1), contexts, positions.split(1), strict=True):
-            for piece, here in zip(image.split(PIECE, 1), position.split(PIECE, 1), strict=True):
+        for context, image in zip(contexts, in_step(1, 0, x, *positions), strict=True):
+            for piece, *here in in_step(tokens_at_once(x), 1, *image):
                 piece += attn.attend(attn.queries(self.norm1(piece)), context, here)
-                piece += self.mlp(self.norm2(piece))
+                piece += self.mlp_of_norm(piece)
         return x
 
-    def context_in_pieces(self, image: Tensor, values: Tensor) -> Tensor:
+    def context_in_pieces(self, image: Tensor, *values: Tensor) -> Tensor:
         """The context of one image's tokens (1, N, C), whose values are stored on the way."""
 
         def keys_and_values():
-            for piece, out in zip(image.split(PIECE, 1), values.split(PIECE, 1), strict=True):
+            for piece, *out in in_step(tokens_at_once(image), 1, image, *values):
                 k, v = self.attn.keys_and_values(self.norm1(piece))
-                yield k, out.copy_(v)
+                torch.split_with_sizes_copy(v, [o.shape[-1] for o in out], dim=-1, out=out)
+                yield k, v
 
         pieces = keys_and_values()
         context = Context(*next(pieces))
@@ -254,8 +261,11 @@ class Aggregate(ConvNorm):
         x = next(maps)
         weights = iter(self.conv.weight.split(x.shape[1], dim=1))
         total = F.conv2d(x, next(weights), self.conv.bias)
+        tokens = rearrange(total, 'b c h w -> (b h w) c')
         for x, weight in zip(maps, weights, strict=True):
-            total = add(total, F.conv2d(x, weight))
+            # Mixed precision does not reach products that add in place.
+            x, weight = x.to(total.dtype), weight.to(total.dtype)
+            tokens.addmm_(rearrange(x, 'b c h w -> (b h w) c'), rearrange(weight, 'out c 1 1 -> c out'))
         return self.act(self.norm(total))
 
 
@@ -284,12 +294,15 @@ class Stage(nn.Module):
         self.aggregate = Aggregate(channels * (1 + num_paths), out_channels, norm_cfg)
 
     def forward(self, x: Tensor) -> Tensor:
-        scales = []
-        for embed in self.patch_embeds:
+        return self.aggregate(self.features(x))
+
+    def features(self, x: Tensor) -> Iterator[Tensor]:
+        """What the local and the transformer paths make of ever larger patches."""
+        for i, (embed, path) in enumerate(zip(self.patch_embeds, self.paths, strict=True)):
             x = embed(x)
-            scales.append(x)
-        features = (path(scale) for path, scale in zip([self.local, *self.paths], [scales[0], *scales], strict=True))
-        return self.aggregate(features)
+            if i == 0:
+                yield self.local(x)
+            yield path(x)
 
 
 @register(MODELS)

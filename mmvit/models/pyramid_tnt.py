@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmvit.checkpoint import OfficialLayout, log_line
 from mmvit.models.base import Backbone
-from mmvit.models.pieces import PIECE, Kept, add, in_pieces
+from mmvit.models.pieces import Kept, add, in_place, tokens_at_once, tokenwise
 from mmvit.registry import MODELS, register
 
 SENTENCE = 8  # pixels of a sentence's side
@@ -163,8 +163,8 @@ class WordPart(nn.Module):
 
     def forward(self, words: Tensor, sentences: Tensor) -> tuple[Tensor, Tensor]:
         """Words (B, h, w, 16, c) and sentences (B, h, w, C) -> the same."""
-        if in_pieces(self, words):
-            step = max(1, PIECE // WORDS)
+        if in_place(self, words):
+            step = max(1, tokens_at_once(words) // WORDS)
             flat = words.view(-1, *words.shape[3:]), sentences.view(-1, sentences.shape[3])
             for piece, read in zip(flat[0].split(step), flat[1].split(step), strict=True):
                 piece += self.among_words(self.normed(self.norm1, piece))
@@ -205,11 +205,14 @@ class Block(nn.Module):
         if self.words is not None:
             words, sentences = self.words(words, sentences)
         sentences = add(self.drop_path(self.attn(self.norm1(sentences), rel_pos)), sentences)
-        if in_pieces(self, sentences):
-            for piece in sentences.view(-1, sentences.shape[3]).split(PIECE):
-                piece += self.mlp(self.norm2(piece))
+        if in_place(self, sentences):
+            for piece in sentences.view(-1, sentences.shape[3]).split(tokens_at_once(sentences)):
+                piece += self.mlp_of_norm(piece)
             return words, sentences
-        return words, sentences + self.drop_path(self.mlp(self.norm2(sentences)))
+        return words, sentences + self.drop_path(tokenwise(self.mlp_of_norm, sentences))
+
+    def mlp_of_norm(self, sentences: Tensor) -> Tensor:
+        return self.mlp(self.norm2(sentences))
 
 
 class SentenceMerge(nn.Module):
@@ -273,7 +276,7 @@ class Stage(nn.Module):
     def forward(self, words: Tensor, sentences: Tensor) -> tuple[Tensor, Tensor]:
         words, sentences = self.word_merge(words), self.sentence_merge(sentences)
         size = (sentences.shape[1], sentences.shape[2])
-        whole = in_pieces(self, sentences)
+        whole = in_place(self, sentences)
         rel_pos = self.kept.get(
             (size, whole),
             self.relative_pos,

@@ -7,7 +7,7 @@ default, and the exact one with ``window_mask='exact'``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import isqrt
 from typing import Any, ClassVar, Literal
 
@@ -20,7 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from mmvit.checkpoint import OfficialLayout, log_line
 from mmvit.models.base import Backbone
-from mmvit.models.pieces import PIECE, Kept, in_pieces, is_recorded
+from mmvit.models.convolution import Conv2d
+from mmvit.models.pieces import Kept, in_place, is_recorded, tokens_at_once, tokenwise
 from mmvit.registry import MODELS, register
 
 PATCH = 4  # pixels of a local token's side
@@ -35,13 +36,13 @@ class LocalEmbed3(nn.Sequential):
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels // 4, 3, 2, 1)
+        self.conv1 = Conv2d(in_channels, channels // 4, 3, 2, 1)
         self.norm1 = LayerNorm2d(channels // 4, eps=1e-5)
         self.act1 = nn.GELU()
-        self.conv2 = nn.Conv2d(channels // 4, channels // 2, 3, 2, 1)
+        self.conv2 = Conv2d(channels // 4, channels // 2, 3, 2, 1)
         self.norm2 = LayerNorm2d(channels // 2, eps=1e-5)
         self.act2 = nn.GELU()
-        self.conv3 = nn.Conv2d(channels // 2, channels, 3, 1, 1)
+        self.conv3 = Conv2d(channels // 2, channels, 3, 1, 1)
 
 
 class LocalEmbed1(nn.Sequential):
@@ -184,27 +185,32 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, grid: WindowGrid) -> Tensor:
-        """Windows with their region first: (h * w, B, 1 + window^2, C) -> the same; in place if in pieces."""
+        """Windows with their region first: (h * w, B, 1 + window^2, C) -> the same."""
         regions = rearrange(x[:, :, 0], 'windows b c -> b windows c')
         regions = regions + self.drop_path(self.attn(self.norm0(regions)))
         regions = rearrange(regions, 'b windows c -> windows b 1 c')
-        biases = self.attn.biases(grid)
-        if in_pieces(self, x):
+        if in_place(self, x):
             x[:, :, :1] = regions
-            step = max(1, PIECE // (x.shape[1] * x.shape[2]))
-            for alike, bias in zip(x.split(grid.counts), biases, strict=True):
-                for windows in alike.split(step):
-                    windows += self.windowed(self.norm1(windows), bias)
-                    windows += self.mlp(self.norm2(windows))
+            for windows, bias in self.pieces(x, grid):
+                windows += self.attended(windows, bias)
+                windows += self.mlp_of_norm(windows)
             return x
         x = torch.cat([regions, x[:, :, 1:]], dim=2)
-        pieces = self.norm1(x).split(grid.counts)
-        attended = torch.cat([self.windowed(piece, bias) for piece, bias in zip(pieces, biases, strict=True)])
+        attended = torch.cat([self.attended(windows, bias) for windows, bias in self.pieces(x, grid)])
         x = x + self.drop_image(attended)
-        return x + self.drop_image(self.mlp(self.norm2(x)))
+        return x + self.drop_image(tokenwise(self.mlp_of_norm, x))
 
-    def windowed(self, x: Tensor, bias: Tensor) -> Tensor:
-        return self.attn(x.flatten(0, 1), bias).view(x.shape)
+    def pieces(self, x: Tensor, grid: WindowGrid) -> Iterator[tuple[Tensor, Tensor]]:
+        """Some windows at a time, all with one bias, and this."""
+        step = max(1, tokens_at_once(x) // (x.shape[1] * x.shape[2]))
+        for alike, bias in zip(x.split(grid.counts), self.attn.biases(grid), strict=True):
+            yield from ((windows, bias) for windows in alike.split(step))
+
+    def attended(self, windows: Tensor, bias: Tensor) -> Tensor:
+        return self.attn(self.norm1(windows).flatten(0, 1), bias).view(windows.shape)
+
+    def mlp_of_norm(self, x: Tensor) -> Tensor:
+        return self.mlp(self.norm2(x))
 
     def drop_image(self, x: Tensor) -> Tensor:
         """Stochastic depth, one draw for all windows of an image."""

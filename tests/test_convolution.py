@@ -1,0 +1,84 @@
+"""Our convolution is PyTorch's in everything but the way of its weight gradient."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from mmvit.models.convolution import Conv2d
+
+# Channels in and out, kernel, stride, groups, bias.
+DENSE = (3, 8, 3, 2, 1, False)
+WITH_BIAS = (4, 6, 3, 1, 1, True)
+NARROW = (6, 6, 3, 1, 6, True)
+WIDE = (6, 6, 5, 1, 6, False)
+WIDEST = (5, 5, 7, 1, 5, True)
+STRIDED = (4, 8, 5, 2, 4, True)
+POINTWISE = (4, 6, 1, 1, 1, True)
+GEOMETRIES = [DENSE, WITH_BIAS, NARROW, WIDE, WIDEST, STRIDED, POINTWISE]
+
+
+def make(geometry, dtype=torch.float64):
+    channels, out_channels, kernel, stride, groups, bias = geometry
+    torch.manual_seed(0)
+    own = Conv2d(channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=bias).to(dtype)
+    plain = nn.Conv2d(channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=bias).to(dtype)
+    plain.load_state_dict(own.state_dict())
+    return own, plain
+
+
+def step(convolution, x):
+    x = x.clone().requires_grad_()
+    out = convolution(x)
+    out.sin().sum().backward()
+    return [out, x.grad, *(p.grad for p in convolution.parameters())]
+
+
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('size', [(1, 1), (2, 3), (9, 14)])
+@pytest.mark.parametrize('geometry', GEOMETRIES, ids=str)
+def test_gradients_are_pytorchs(geometry, size, memory_format):
+    own, plain = make(geometry)
+    x = torch.randn(2, geometry[0], *size, dtype=torch.float64).to(memory_format=memory_format)
+    for a, b in zip(step(own, x), step(plain, x), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize('geometry', [DENSE, WIDEST], ids=str)
+def test_gradients_have_gradients(geometry):
+    own, _ = make(geometry)
+    x = torch.randn(1, geometry[0], 4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(own, x)
+
+
+@pytest.mark.parametrize('geometry', [DENSE, WIDEST], ids=str)
+def test_frozen_weights_and_images_without_gradient(geometry):
+    own, _ = make(geometry)
+    x = torch.randn(1, geometry[0], 4, 5, dtype=torch.float64)
+    own(x).sum().backward()
+    assert own.weight.grad is not None
+    own.requires_grad_(False)
+    x.requires_grad_()
+    own(x).sum().backward()
+    assert x.grad is not None
+
+
+@pytest.mark.parametrize('geometry', [DENSE, WIDEST], ids=str)
+def test_mixed_precision(geometry):
+    own, plain = make(geometry, torch.float32)
+    x = torch.randn(2, geometry[0], 9, 14)
+    with torch.autocast('cpu', torch.bfloat16):
+        results = [step(convolution, x) for convolution in (own, plain)]
+    assert results[0][0].dtype == torch.bfloat16
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize('geometry', [DENSE, WIDEST], ids=str)
+def test_compiled(geometry):
+    own, plain = make(geometry)
+    x = torch.randn(2, geometry[0], 9, 14, dtype=torch.float64)
+    compiled = torch.compile(copy.deepcopy(own), fullgraph=True, backend='aot_eager')
+    for a, b in zip(step(compiled, x), step(plain, x), strict=True):
+        torch.testing.assert_close(a, b)

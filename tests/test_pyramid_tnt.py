@@ -10,7 +10,7 @@ from families import FAMILIES
 from mmengine.logging import MMLogger
 from mmengine.runner import load_checkpoint
 
-from mmvit.models import PyramidTNT
+from mmvit.models import PyramidTNT, pyramid_tnt
 from mmvit.models.pyramid_tnt import RelativePosition, key_grid, resize_pos
 
 FAMILY = next(family for family in FAMILIES if family.cls is PyramidTNT)
@@ -146,3 +146,15 @@ def test_tables_that_are_not_square_cannot_be_resized():
 def test_too_small_img_size():
     with pytest.raises(ValueError, match='img_size'):
         build(img_size=16)
+
+
+@torch.no_grad()
+def test_a_table_too_large_is_not_made(monkeypatch):
+    model, x = build(), image((72, 136))
+    expected = model(x)
+    assert all(stage.kept.last[1].table is not None for stage in model.stages)
+    monkeypatch.setattr(pyramid_tnt, 'LARGEST_TABLE', 0)
+    outs = model(x)
+    assert all(stage.kept.last[1].table is None for stage in model.stages)
+    for out, reference in zip(outs, expected, strict=True):
+        torch.testing.assert_close(out, reference, rtol=0, atol=1e-4 * reference.std().item())

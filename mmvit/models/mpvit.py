@@ -259,14 +259,13 @@ class Aggregate(ConvNorm):
     def forward(self, maps: Iterable[Tensor]) -> Tensor:
         maps = iter(maps)
         x = next(maps)
-        weights = iter(self.conv.weight.split(x.shape[1], dim=1))
-        total = F.conv2d(x, next(weights), self.conv.bias)
-        tokens = rearrange(total, 'b c h w -> (b h w) c')
+        weights = iter(self.conv.weight.flatten(1).split(x.shape[1], dim=1))
+        total = F.linear(to_tokens(x), next(weights), self.conv.bias)
+        rows = total.view(-1, total.shape[-1])
         for x, weight in zip(maps, weights, strict=True):
             # Mixed precision does not reach products that add in place.
-            x, weight = x.to(total.dtype), weight.to(total.dtype)
-            tokens.addmm_(rearrange(x, 'b c h w -> (b h w) c'), rearrange(weight, 'out c 1 1 -> c out'))
-        return self.act(self.norm(total))
+            rows.addmm_(to_tokens(x).flatten(0, 1).to(total.dtype), weight.mT.to(total.dtype))
+        return self.act(self.norm(to_map(total, (x.shape[2], x.shape[3]))))
 
 
 class Stage(nn.Module):

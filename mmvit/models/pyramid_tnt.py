@@ -10,7 +10,7 @@ draws per sentence.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import ceil, isqrt
+from math import ceil, isqrt, prod
 from typing import Any, ClassVar
 
 import torch
@@ -31,6 +31,9 @@ WORDS = 16  # of a sentence, 4x4
 MLP_RATIO = 4
 # Side of the average pooling that makes the keys and values of each stage.
 REDUCTIONS = (4, 2, 1, 1)
+
+# Entries of a resized table of relative positions that is still made, half a gigabyte in float32: see RelativePosition.
+LARGEST_TABLE = 2**27
 
 Grid = tuple[int, int]
 
@@ -276,7 +279,8 @@ class Stage(nn.Module):
     def forward(self, words: Tensor, sentences: Tensor) -> tuple[Tensor, Tensor]:
         words, sentences = self.word_merge(words), self.sentence_merge(sentences)
         size = (sentences.shape[1], sentences.shape[2])
-        whole = in_place(self, sentences)
+        entries = self.relative_pos.shape[1] * size[0] * size[1] * prod(key_grid(size, self.reduction))
+        whole = in_place(self, sentences) and entries <= LARGEST_TABLE
         rel_pos = self.kept.get(
             (size, whole),
             self.relative_pos,

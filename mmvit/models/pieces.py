@@ -7,7 +7,6 @@ everything else there. Elsewhere (GPUs, compiled and exported programs) whole te
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,20 +16,27 @@ from torch import Tensor, nn
 PIECE = 2**19  # elements; half and twice as many are about as fast
 
 
-def tokens_at_once(x: Tensor) -> int:
-    """The number of tokens of ``x`` (..., C) to work on at a time."""
-    return max(1, PIECE // x.shape[-1]) if x.device.type == 'cpu' and not is_recorded() else sys.maxsize
-
-
-def tokenwise(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``function(x)``, for one that changes every token of ``x`` (..., C) for itself, to the same width."""
-    pieces = x.flatten(0, -2).split(tokens_at_once(x))
-    return function(x) if len(pieces) == 1 else torch.cat([function(piece) for piece in pieces]).view(x.shape)
+def in_pieces(x: Tensor) -> bool:
+    """Whether to work on ``x`` piece by piece."""
+    return x.device.type == 'cpu' and not is_recorded()
 
 
 def in_place(module: nn.Module, x: Tensor) -> bool:
     """Whether ``module`` shall work piece by piece in the memory of ``x`` itself."""
-    return x.device.type == 'cpu' and not module.training and not torch.is_grad_enabled() and not is_recorded()
+    return in_pieces(x) and not module.training and not torch.is_grad_enabled()
+
+
+def tokens_at_once(x: Tensor) -> int:
+    """The number of tokens of ``x`` (..., C) that make a piece."""
+    return max(1, PIECE // x.shape[-1])
+
+
+def tokenwise(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``function(x)``, for one that changes every token of ``x`` (..., C) for itself, to the same width."""
+    if not in_pieces(x):
+        return function(x)
+    pieces = x.flatten(0, -2).split(tokens_at_once(x))
+    return torch.cat([function(piece) for piece in pieces]).view(x.shape) if len(pieces) > 1 else function(x)
 
 
 def in_step(length: int, dim: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

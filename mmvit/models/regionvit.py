@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from mmvit.checkpoint import OfficialLayout, log_line
 from mmvit.models.base import Backbone
 from mmvit.models.convolution import Conv2d
-from mmvit.models.pieces import Kept, in_place, is_recorded, tokens_at_once, tokenwise
+from mmvit.models.pieces import Kept, in_pieces, in_place, is_recorded, tokens_at_once, tokenwise
 from mmvit.registry import MODELS, register
 
 PATCH = 4  # pixels of a local token's side
@@ -204,7 +204,8 @@ class Block(nn.Module):
         """Some windows at a time, all with one bias, and this."""
         step = max(1, tokens_at_once(x) // (x.shape[1] * x.shape[2]))
         for alike, bias in zip(x.split(grid.counts), self.attn.biases(grid), strict=True):
-            yield from ((windows, bias) for windows in alike.split(step))
+            for windows in alike.split(step) if in_pieces(x) else [alike]:
+                yield windows, bias
 
     def attended(self, windows: Tensor, bias: Tensor) -> Tensor:
         return self.attn(self.norm1(windows).flatten(0, 1), bias).view(windows.shape)

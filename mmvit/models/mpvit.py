@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from mmvit.checkpoint import OfficialLayout
 from mmvit.models.base import Backbone
 from mmvit.models.convolution import Conv2d
-from mmvit.models.pieces import add, in_place, in_step, tokens_at_once, tokenwise
+from mmvit.models.pieces import add, in_place, in_step, is_recorded, tokens_at_once, tokenwise
 from mmvit.registry import MODELS, register
 
 NUM_HEADS = 8
@@ -264,8 +264,10 @@ class Aggregate(ConvNorm):
         rows = total.view(-1, total.shape[-1])
         for x, weight in zip(maps, weights, strict=True):
             # Mixed precision does not reach products that add in place.
-            rows.addmm_(to_tokens(x).flatten(0, 1).to(total.dtype), weight.mT.to(total.dtype))
-        return self.act(self.norm(to_map(total, (x.shape[2], x.shape[3]))))
+            product = to_tokens(x).flatten(0, 1).to(total.dtype), weight.mT.to(total.dtype)
+            # Nor do counters of a trace's operations see them.
+            rows = torch.addmm(rows, *product) if is_recorded() else rows.addmm_(*product)
+        return self.act(self.norm(to_map(rows.view(total.shape), (x.shape[2], x.shape[3]))))
 
 
 class Stage(nn.Module):

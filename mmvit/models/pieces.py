@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-PIECE = 2**19  # elements; half and twice as many are about as fast
+PIECE = 2**19  # elements; half as many are about as fast
 
 
 def in_pieces(x: Tensor) -> bool:

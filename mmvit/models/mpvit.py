@@ -15,12 +15,11 @@ from einops import rearrange
 from mmcv.cnn import build_norm_layer
 from timm.layers import DropPath, Mlp, calculate_drop_path_rates
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mmvit.checkpoint import OfficialLayout
 from mmvit.models.base import Backbone
 from mmvit.models.convolution import Conv2d
-from mmvit.models.pieces import add, in_place, in_step, is_recorded, tokens_at_once, tokenwise
+from mmvit.models.pieces import add, in_place, in_step, is_recorded, recomputed, tokens_at_once, tokenwise
 from mmvit.registry import MODELS, register
 
 NUM_HEADS = 8
@@ -186,8 +185,9 @@ class Context:
 class Block(nn.Module):
     """Transformer block; the position encodings are its path's, shared with the other blocks there."""
 
-    def __init__(self, channels: int, mlp_ratio: float, drop_path: float) -> None:
+    def __init__(self, channels: int, mlp_ratio: float, drop_path: float, with_cp: bool) -> None:
         super().__init__()
+        self.with_cp = with_cp
         self.norm1 = nn.LayerNorm(channels, eps=1e-6)
         self.attn = FactorizedAttention(channels)
         self.norm2 = nn.LayerNorm(channels, eps=1e-6)
@@ -198,8 +198,12 @@ class Block(nn.Module):
         x = cpe(x, size)
         if in_place(self, x):
             return self.forward_in_place(x, size, crpe)
-        x = x + self.drop_path(self.attn(self.norm1(x), size, crpe))
-        return x + self.drop_path(tokenwise(self.mlp_of_norm, x))
+        attended, mlp = (recomputed(part, self.with_cp) for part in (self.attended, self.mlp_of_norm))
+        x = x + self.drop_path(attended(x, size, crpe))
+        return x + self.drop_path(tokenwise(mlp, x))
+
+    def attended(self, x: Tensor, size: tuple[int, int], crpe: ConvRelPosEnc) -> Tensor:
+        return self.attn(self.norm1(x), size, crpe)
 
     def mlp_of_norm(self, x: Tensor) -> Tensor:
         return self.mlp(self.norm2(x))
@@ -237,19 +241,15 @@ class TransformerPath(nn.Module):
 
     def __init__(self, channels: int, mlp_ratio: float, drop_path_rates: Sequence[float], with_cp: bool) -> None:
         super().__init__()
-        self.with_cp = with_cp
         self.cpe = ConvPosEnc(channels)
         self.crpe = ConvRelPosEnc(channels)
-        self.blocks = nn.ModuleList(Block(channels, mlp_ratio, rate) for rate in drop_path_rates)
+        self.blocks = nn.ModuleList(Block(channels, mlp_ratio, rate, with_cp) for rate in drop_path_rates)
 
     def forward(self, x: Tensor) -> Tensor:
         size = (x.shape[2], x.shape[3])
         tokens = to_tokens(x)
         for block in self.blocks:
-            if self.with_cp and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, size, self.cpe, self.crpe, use_reentrant=False)
-            else:
-                tokens = block(tokens, size, self.cpe, self.crpe)
+            tokens = block(tokens, size, self.cpe, self.crpe)
         return to_map(tokens, size)
 
 

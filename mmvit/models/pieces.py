@@ -8,10 +8,12 @@ everything else there. Elsewhere (GPUs, compiled and exported programs) whole te
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 PIECE = 2**19  # elements; half as many are about as fast
 
@@ -42,6 +44,13 @@ def tokenwise(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def in_step(length: int, dim: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Views of tensors, all cut alike into pieces of ``length`` along ``dim``."""
     return zip(*(x.split(length, dim) for x in tensors), strict=True)
+
+
+def recomputed(function: Callable[..., Tensor], wanted: bool) -> Callable[..., Tensor]:
+    """``function``, which draws nothing at random; where wanted, computed again in the backward pass."""
+    if not (wanted and torch.is_grad_enabled()):
+        return function
+    return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
 
 
 def is_recorded() -> bool:

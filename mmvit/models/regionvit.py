@@ -16,12 +16,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from timm.layers import DropPath, LayerNorm2d, Mlp, calculate_drop_path_rates
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mmvit.checkpoint import OfficialLayout, log_line
 from mmvit.models.base import Backbone
 from mmvit.models.convolution import Conv2d
-from mmvit.models.pieces import Kept, in_pieces, in_place, is_recorded, tokens_at_once, tokenwise
+from mmvit.models.pieces import Kept, in_pieces, in_place, is_recorded, recomputed, tokens_at_once, tokenwise
 from mmvit.registry import MODELS, register
 
 PATCH = 4  # pixels of a local token's side
@@ -175,8 +174,9 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Regional-to-local block: regions see one another, then each window with its region."""
 
-    def __init__(self, channels: int, num_heads: int, window: int, drop_path: float) -> None:
+    def __init__(self, channels: int, num_heads: int, window: int, drop_path: float, with_cp: bool) -> None:
         super().__init__()
+        self.with_cp = with_cp
         self.norm0 = nn.LayerNorm(channels, eps=1e-6)
         self.norm1 = nn.LayerNorm(channels, eps=1e-6)
         self.attn = Attention(channels, num_heads, window)
@@ -196,9 +196,9 @@ class Block(nn.Module):
                 windows += self.mlp_of_norm(windows)
             return x
         x = torch.cat([regions, x[:, :, 1:]], dim=2)
-        attended = torch.cat([self.attended(windows, bias) for windows, bias in self.pieces(x, grid)])
-        x = x + self.drop_image(attended)
-        return x + self.drop_image(tokenwise(self.mlp_of_norm, x))
+        attended, mlp = (recomputed(part, self.with_cp) for part in (self.attended, self.mlp_of_norm))
+        x = x + self.drop_image(torch.cat([attended(windows, bias) for windows, bias in self.pieces(x, grid)]))
+        return x + self.drop_image(tokenwise(mlp, x))
 
     def pieces(self, x: Tensor, grid: WindowGrid) -> Iterator[tuple[Tensor, Tensor]]:
         """Some windows at a time, all with one bias, and this."""
@@ -236,9 +236,8 @@ class Stage(nn.Module):
         super().__init__()
         self.window = window
         self.exact_mask = exact_mask
-        self.with_cp = with_cp
         self.projection = Projection(in_channels, channels) if in_channels else nn.Identity()
-        self.blocks = nn.ModuleList(Block(channels, num_heads, window, rate) for rate in drop_path_rates)
+        self.blocks = nn.ModuleList(Block(channels, num_heads, window, rate, with_cp) for rate in drop_path_rates)
         self.peg = nn.Conv2d(channels, channels, 3, 1, 1, groups=channels, bias=False) if peg else None
         self.det_norm = LayerNorm2d(channels, eps=1e-5) if det_norm else nn.Identity()
         self.kept = Kept()
@@ -255,10 +254,7 @@ class Stage(nn.Module):
         )
         x = grid.cut(regional, local)
         for i, block in enumerate(self.blocks):
-            if self.with_cp and torch.is_grad_enabled():
-                x = checkpoint(block, x, grid, use_reentrant=False)
-            else:
-                x = block(x, grid)
+            x = block(x, grid)
             if i == 0 and self.peg is not None:
                 regional, local = grid.join(x)
                 x = grid.cut(regional + self.peg(regional), local + self.peg(local))

@@ -6,7 +6,7 @@ between them copies nothing. Deviation from the released networks: none; their w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mmvit.checkpoint import OfficialLayout
 from mmvit.models.base import Backbone
 from mmvit.models.convolution import Conv2d
-from mmvit.models.pieces import add, in_place, in_step, is_recorded, recomputed, tokens_at_once, tokenwise
+from mmvit.models.pieces import GELU, add, in_place, in_step, is_recorded, recomputed, tokens_at_once, tokenwise
 from mmvit.registry import MODELS, register
 
 NUM_HEADS = 8
@@ -191,7 +191,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(channels, eps=1e-6)
         self.attn = FactorizedAttention(channels)
         self.norm2 = nn.LayerNorm(channels, eps=1e-6)
-        self.mlp = Mlp(channels, int(channels * mlp_ratio))
+        self.mlp = Mlp(channels, int(channels * mlp_ratio), act_layer=GELU)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, size: tuple[int, int], cpe: ConvPosEnc, crpe: ConvRelPosEnc) -> Tensor:
@@ -214,6 +214,7 @@ class Block(nn.Module):
         values = [x.new_empty(*x.shape[:2], width) for width in crpe.splits]
         contexts = [self.context_in_pieces(*image) for image in in_step(1, 0, x, *values)]
         positions = crpe(values, size)
+        del values
         for context, image in zip(contexts, in_step(1, 0, x, *positions), strict=True):
             for piece, *here in in_step(tokens_at_once(x), 1, *image):
                 piece += attn.attend(attn.queries(self.norm1(piece)), context, here)
@@ -256,18 +257,24 @@ class TransformerPath(nn.Module):
 class Aggregate(ConvNorm):
     """Pointwise convolution over the channels of several maps, taken one by one and never laid side by side."""
 
-    def forward(self, maps: Iterable[Tensor]) -> Tensor:
-        maps = iter(maps)
-        x = next(maps)
-        weights = iter(self.conv.weight.flatten(1).split(x.shape[1], dim=1))
-        total = F.linear(to_tokens(x), next(weights), self.conv.bias)
+    def forward(self, maps: Iterator[Tensor]) -> Tensor:
+        """Each map is forgotten before the next is made."""
+        first = next(maps)
+        size = (first.shape[2], first.shape[3])
+        weights = self.conv.weight.flatten(1).split(first.shape[1], dim=1)
+        total = F.linear(to_tokens(first), weights[0], self.conv.bias)
+        del first
         rows = total.view(-1, total.shape[-1])
-        for x, weight in zip(maps, weights, strict=True):
-            # Mixed precision does not reach products that add in place.
-            product = to_tokens(x).flatten(0, 1).to(total.dtype), weight.mT.to(total.dtype)
-            # Nor do counters of a trace's operations see them.
-            rows = torch.addmm(rows, *product) if is_recorded() else rows.addmm_(*product)
-        return self.act(self.norm(to_map(rows.view(total.shape), (x.shape[2], x.shape[3]))))
+        for weight in weights[1:]:
+            rows = self.add_product(rows, next(maps), weight)
+        return self.act(self.norm(to_map(rows.view(total.shape), size)))
+
+    @staticmethod
+    def add_product(rows: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        # Mixed precision does not reach products that add in place.
+        product = to_tokens(x).flatten(0, 1).to(rows.dtype), weight.mT.to(rows.dtype)
+        # Nor do counters of a trace's operations see them.
+        return torch.addmm(rows, *product) if is_recorded() else rows.addmm_(*product)
 
 
 class Stage(nn.Module):

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -63,6 +64,13 @@ def is_recorded() -> bool:
 def add(x: Tensor, y: Tensor) -> Tensor:
     """x + y; into ``x``, which nobody else may hold, where no gradient needs it."""
     return x + y if torch.is_grad_enabled() else x.add_(y)
+
+
+class GELU(nn.Module):
+    """For an MLP: on the CPU in the memory of its hidden tokens, where no gradient needs them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.aten.gelu_(x) if in_place(self, x) else F.gelu(x)
 
 
 class Kept(nn.Module):

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmvit.checkpoint import OfficialLayout, log_line
 from mmvit.models.base import Backbone
-from mmvit.models.pieces import Kept, add, in_place, tokens_at_once, tokenwise
+from mmvit.models.pieces import GELU, Kept, add, in_place, tokens_at_once, tokenwise
 from mmvit.registry import MODELS, register
 
 SENTENCE = 8  # pixels of a sentence's side
@@ -158,7 +158,7 @@ class WordPart(nn.Module):
         self.norm1 = nn.LayerNorm(WORDS * inner)
         self.attn = Attention(inner, num_heads)
         self.norm2 = nn.LayerNorm(WORDS * inner)
-        self.mlp = Mlp(inner, MLP_RATIO * inner)
+        self.mlp = Mlp(inner, MLP_RATIO * inner, act_layer=GELU)
         self.drop_path = DropPath(drop_path)
         self.proj_norm1 = nn.LayerNorm(WORDS * inner)
         self.proj = nn.Linear(WORDS * inner, outer, bias=False)
@@ -201,7 +201,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(outer)
         self.attn = Attention(outer, heads[1], reduction)
         self.norm2 = nn.LayerNorm(outer)
-        self.mlp = Mlp(outer, MLP_RATIO * outer)
+        self.mlp = Mlp(outer, MLP_RATIO * outer, act_layer=GELU)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, words: Tensor, sentences: Tensor, rel_pos: RelativePosition) -> tuple[Tensor, Tensor]:

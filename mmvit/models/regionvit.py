@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mmvit.checkpoint import OfficialLayout, log_line
 from mmvit.models.base import Backbone
 from mmvit.models.convolution import Conv2d
-from mmvit.models.pieces import Kept, in_pieces, in_place, is_recorded, recomputed, tokens_at_once, tokenwise
+from mmvit.models.pieces import GELU, Kept, in_pieces, in_place, is_recorded, recomputed, tokens_at_once, tokenwise
 from mmvit.registry import MODELS, register
 
 PATCH = 4  # pixels of a local token's side
@@ -181,7 +181,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(channels, eps=1e-6)
         self.attn = Attention(channels, num_heads, window)
         self.norm2 = nn.LayerNorm(channels, eps=1e-6)
-        self.mlp = Mlp(channels, MLP_RATIO * channels)
+        self.mlp = Mlp(channels, MLP_RATIO * channels, act_layer=GELU)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, grid: WindowGrid) -> Tensor:

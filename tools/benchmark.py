@@ -104,6 +104,7 @@ PUBLISHED_BOX_AP: dict[str, float] = {
     'mask-rcnn_swin-t-p4-w7_fpn_1x_coco': 42.7,
     'mask-rcnn_r50_fpn_1x_coco': 38.2,
 }
+M_MMAP_THRESHOLD = -3  # of malloc.h
 BOXES = 8  # objects in each image of a detector's training batch
 
 
@@ -387,6 +388,8 @@ def in_fresh_process(function: Callable[[Job], Any], job: Job) -> Any:
 def measure_footprint(job: Job) -> Footprint:
     """To be called in a fresh process, where no freed memory is at hand to be used again."""
     torch.set_num_threads(job.threads)
+    # Pages of their own for all big buffers: how free memory happens to lie is no part of what a step needs.
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**17)
     task = Task(job)
     if job.mode == 'compile':
         task.step()  # the compiler needs far more memory than what it compiles

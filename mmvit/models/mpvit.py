@@ -106,7 +106,8 @@ class ConvPosEnc(nn.Module):
 class ConvRelPosEnc(nn.Module):
     """Convolutional relative position encoding: depthwise convolutions of the values, wider for later heads.
 
-    The values, and what comes out, are one tensor (B, N, width) for each kernel size; ``splits`` are the widths.
+    The values, and what comes out, are one tensor (B, N, width) for each kernel size; ``splits`` are the widths. The
+    list of values is emptied, so that each can be forgotten once used.
     """
 
     def __init__(self, channels: int) -> None:
@@ -118,8 +119,8 @@ class ConvRelPosEnc(nn.Module):
             for width, (_, kernel) in zip(self.splits, CRPE_WINDOWS, strict=True)
         )
 
-    def forward(self, values: Sequence[Tensor], size: tuple[int, int]) -> list[Tensor]:
-        return [to_tokens(conv(to_map(v, size))) for conv, v in zip(self.convs, values, strict=True)]
+    def forward(self, values: list[Tensor], size: tuple[int, int]) -> list[Tensor]:
+        return [to_tokens(conv(to_map(values.pop(0), size))) for conv in self.convs]
 
 
 class FactorizedAttention(nn.Module):
@@ -133,7 +134,7 @@ class FactorizedAttention(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int], crpe: ConvRelPosEnc) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        return self.attend(q, Context(k, v).mean(), crpe(v.split(crpe.splits, dim=-1), size))
+        return self.attend(q, Context(k, v).mean(), crpe(list(v.split(crpe.splits, dim=-1)), size))
 
     def attend(self, q: Tensor, context: Tensor, positions: list[Tensor]) -> Tensor:
         """Queries (B, N, C), their images' contexts, and the relative positions of the same tokens."""
@@ -214,7 +215,6 @@ class Block(nn.Module):
         values = [x.new_empty(*x.shape[:2], width) for width in crpe.splits]
         contexts = [self.context_in_pieces(*image) for image in in_step(1, 0, x, *values)]
         positions = crpe(values, size)
-        del values
         for context, image in zip(contexts, in_step(1, 0, x, *positions), strict=True):
             for piece, *here in in_step(tokens_at_once(x), 1, *image):
                 piece += attn.attend(attn.queries(self.norm1(piece)), context, here)
@@ -404,8 +404,9 @@ class MPViT(Backbone):
         for i, stage in enumerate(self.stages):
             x = stage(x)
             if i in self.out_indices:
-                outs.append(x.contiguous())  # mmcv's RoIAlign takes channels-last memory for channels-first
-        return tuple(outs)
+                outs.append(x)
+        # mmcv's RoIAlign takes channels-last memory for channels-first.
+        return tuple(outs.pop(0).contiguous() for _ in self.out_indices)
 
     @classmethod
     def check_arch(cls, arch: Mapping[str, Any]) -> None:

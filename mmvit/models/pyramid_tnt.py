@@ -407,8 +407,8 @@ class PyramidTNT(Backbone):
         """Feature maps (B, C_i, H_i, W_i) of an image batch (B, C, H, W), one per entry of ``out_indices``."""
         self.check_input(x)
         height, width = x.shape[2:]
-        x = F.pad(x, (0, -width % SENTENCE, 0, -height % SENTENCE))
-        words, sentences = self.stem(x.contiguous(memory_format=torch.channels_last))
+        padding = (0, -width % SENTENCE, 0, -height % SENTENCE)
+        words, sentences = self.stem(F.pad(x, padding).contiguous(memory_format=torch.channels_last))
         outs = []
         for i, stage in enumerate(self.stages):
             words, sentences = stage(words, sentences)

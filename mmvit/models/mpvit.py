@@ -405,7 +405,7 @@ class MPViT(Backbone):
             x = stage(x)
             if i in self.out_indices:
                 outs.append(x)
-        # mmcv's RoIAlign takes channels-last memory for channels-first.
+        # mmcv's RoIAlign takes channels-last memory for channels-first. Each map goes as its copy comes.
         return tuple(outs.pop(0).contiguous() for _ in self.out_indices)
 
     @classmethod

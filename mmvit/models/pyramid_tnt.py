@@ -413,14 +413,18 @@ class PyramidTNT(Backbone):
         for i, stage in enumerate(self.stages):
             words, sentences = stage(words, sentences)
             if i in self.out_indices:
-                # mmcv's RoIAlign takes channels-last memory for channels-first.
-                out = rearrange(sentences, 'b h w c -> b c h w').contiguous()
-                if self.upsample:
-                    out = F.interpolate(out, scale_factor=2, mode='bilinear')
-                    stride = self.stage_strides[i]
-                    out = out[:, :, : ceil(height / stride), : ceil(width / stride)].contiguous()
-                outs.append(out)
-        return tuple(outs)
+                outs.append(sentences)
+        # Each stage's sentences go as its map comes.
+        return tuple(self.make_map(outs.pop(0), self.stage_strides[i], height, width) for i in self.out_indices)
+
+    def make_map(self, sentences: Tensor, stride: int, height: int, width: int) -> Tensor:
+        """A stage's sentences (B, h, w, C) as the map that an image of this size gets at this stride."""
+        # mmcv's RoIAlign takes channels-last memory for channels-first.
+        out = rearrange(sentences, 'b h w c -> b c h w').contiguous()
+        if not self.upsample:
+            return out
+        out = F.interpolate(out, scale_factor=2, mode='bilinear')
+        return out[:, :, : ceil(height / stride), : ceil(width / stride)].contiguous()
 
     @classmethod
     def check_arch(cls, arch: Mapping[str, Any]) -> None:

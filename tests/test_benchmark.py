@@ -119,9 +119,9 @@ def test_fused_backbone_of_a_detector():
 
 
 def test_checkpointing_reaches_backbones():
-    assert Task(Job('mpvit_tiny', with_cp=True)).model.stages[0].paths[0].with_cp
+    assert Task(Job('mpvit_tiny', with_cp=True)).model.stages[0].paths[0].blocks[0].with_cp
     assert Task(Job(SWIN, with_cp=True)).model.stages[0].blocks[0].with_cp
-    assert not Task(Job('mpvit_tiny')).model.stages[0].paths[0].with_cp
+    assert not Task(Job('mpvit_tiny')).model.stages[0].paths[0].blocks[0].with_cp
 
 
 @pytest.mark.parametrize(

@@ -42,13 +42,14 @@ class CompileBackboneHook(Hook):
     whole backbone take the compiler minutes.
 
     Args:
-        dynamic: True makes programs for all image sizes, False new ones for each, None starts with one size and
+        dynamic: False makes new programs for each image size, True programs for all, None starts with one size and
             generalises when another comes. Each part is compiled ``torch._dynamo.config.recompile_limit`` times at
-            most and runs eagerly at other sizes from then on.
+            most and runs eagerly at other sizes from then on. PyTorch 2.13's own compiler, inductor, fails on sizes
+            that are not fixed (in MPViT's and RegionViT's stages): other values are for later ones.
         options: Others of ``torch.compile``.
     """
 
-    def __init__(self, dynamic: bool | None = None, **options: Any) -> None:
+    def __init__(self, dynamic: bool | None = False, **options: Any) -> None:
         self.options = dict(dynamic=dynamic, isolate_recompiles=True, **options)
 
     def before_run(self, runner: Runner) -> None:

@@ -287,6 +287,7 @@ class Stage(nn.Module):
             lambda: RelativePosition(self.relative_pos, self.grid, size, self.reduction, whole),
         )
         for block in self.blocks:
+            # Whole: recomputing a block's parts, as the other backbones do, took as long and more memory here.
             if self.with_cp and torch.is_grad_enabled():
                 words, sentences = checkpoint(block, words, sentences, rel_pos, use_reentrant=False)
             else:

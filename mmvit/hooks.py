@@ -36,26 +36,29 @@ class FuseBackboneHook(Hook):
 
 @register(HOOKS)
 class CompileBackboneHook(Hook):
-    """Compile the backbone's stem and stages, and nothing else, with ``torch.compile``.
+    """Compile the backbone's transformer blocks, each by itself and nothing else, with ``torch.compile``.
 
-    Each is a program of its own: sizes that are not fixed make formulas that grow from layer to layer, and those of a
-    whole backbone take the compiler minutes.
+    A block has few sizes, and simple ones. Those of a stage, which come out of strided convolutions and windows, make
+    formulas that take the compiler minutes, and on some of which PyTorch 2.13's fails.
 
     Args:
-        dynamic: False makes new programs for each image size, True programs for all, None starts with one size and
-            generalises when another comes. Each part is compiled ``torch._dynamo.config.recompile_limit`` times at
-            most and runs eagerly at other sizes from then on. PyTorch 2.13's own compiler, inductor, fails on sizes
-            that are not fixed (in MPViT's and RegionViT's stages): other values are for later ones.
+        dynamic: True makes one program of a block for all image sizes (or a few, where sizes are alike or small), False
+            one for each size, None one for the first size and another for all others. A block that needed
+            ``torch._dynamo.config.recompile_limit`` programs runs eagerly at other sizes from then on.
         options: Others of ``torch.compile``.
     """
 
-    def __init__(self, dynamic: bool | None = False, **options: Any) -> None:
+    priority = 'VERY_LOW'  # after copies of the model were made
+
+    def __init__(self, dynamic: bool | None = True, **options: Any) -> None:
+        # Without isolation the blocks of one class would share its limit.
         self.options = dict(dynamic=dynamic, isolate_recompiles=True, **options)
 
     def before_run(self, runner: Runner) -> None:
-        backbone: Any = backbone_of(runner)
-        for part in (backbone.stem, *backbone.stages):
-            part.compile(**self.options)
+        # Epsilons and drop rates are constants; as symbols they fail inside what is recomputed.
+        torch._dynamo.config.specialize_float = True
+        for block in backbone_of(runner).blocks():
+            block.compile(**self.options)
 
 
 @register(HOOKS)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmvit.models.convolution import Conv2d
+from mmvit.models.convolution import Conv2d, opaque, opaque_backward
 
 # Channels in and out, kernel, stride, groups, bias.
 DENSE = (3, 8, 3, 2, 1, False)
@@ -76,9 +76,32 @@ def test_mixed_precision(geometry):
 
 
 @pytest.mark.parametrize('geometry', [DENSE, WIDEST], ids=str)
-def test_compiled(geometry):
-    own, plain = make(geometry)
-    x = torch.randn(2, geometry[0], 9, 14, dtype=torch.float64)
-    compiled = torch.compile(copy.deepcopy(own), fullgraph=True, backend='aot_eager')
-    for a, b in zip(step(compiled, x), step(plain, x), strict=True):
-        torch.testing.assert_close(a, b)
+@pytest.mark.parametrize('amp', [False, True], ids=['float32', 'autocast'])
+def test_compiled(geometry, amp):
+    own, plain = make(geometry, torch.float32)
+    compiled = torch.compile(copy.deepcopy(own), fullgraph=True, dynamic=True, backend='aot_eager')
+    for size in ((9, 14), (11, 8)):
+        x = torch.randn(2, geometry[0], *size)
+        with torch.autocast('cpu', torch.bfloat16, enabled=amp):
+            outputs = [step(convolution, x) for convolution in (compiled, plain)]
+        for a, b in zip(*outputs, strict=True):
+            torch.testing.assert_close(a, b, **(dict(rtol=0.02, atol=0.02) if amp else {}))
+
+
+@pytest.mark.parametrize('wants_x', [True, False], ids=['gradient', 'image'])
+@pytest.mark.parametrize('geometry', GEOMETRIES, ids=str)
+def test_operation_is_what_it_tells_compilers(geometry, wants_x):
+    own, _ = make(geometry)
+    x = torch.randn(2, geometry[0], 9, 14, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    arguments = x.requires_grad_(wants_x), own.weight, own.bias, own.stride, own.padding, own.groups
+    torch.library.opcheck(opaque, arguments)
+    grad = torch.randn_like(own(x))
+    torch.library.opcheck(opaque_backward, (wants_x, grad, x.detach(), own.weight.detach(), *arguments[3:]))
+
+
+def test_exported_program_has_pytorchs_convolution():
+    own, _ = make(WIDEST, torch.float32)
+    program = torch.export.export(own, (torch.randn(2, 5, 9, 14),))
+    targets = [str(node.target) for node in program.graph.nodes]
+    assert 'aten.conv2d.default' in targets
+    assert not any('mmvit' in target for target in targets)

@@ -111,25 +111,61 @@ class Counter(Hook):
         return graph.forward
 
 
+def shallow(family, **options):
+    """A small backbone of one block a stage (and path), without statistics of the batch."""
+    depths = 'num_layers' if 'num_layers' in family.small else 'depths'
+    options |= dict(norm_eval=True) if family.has_batch_norm else {}
+    return family.build(arch=dict(family.small, **{depths: (1, 1, 1, 1)}), **options)
+
+
 @pytest.mark.slow
 def test_compiled_backbone_trains_and_saves_as_usual(family, tmp_path):
-    dynamic = True if family.name == 'mpvit' else None  # one family shows that the option arrives
+    dynamic = dict(dynamic=None) if family.name == 'mpvit' else {}  # one family shows that the option arrives
     sizes = ((400, 528), (346, 522), (522, 346), (378, 586), (442, 394), (410, 618))
-    depths = 'num_layers' if 'num_layers' in family.small else 'depths'
-    shallow = dict(family.small, **{depths: (1, 1, 1, 1)})
     counter, states = Counter(), []
-    compiled = dict(type='mmvit.CompileBackboneHook', dynamic=dynamic, backend=counter.compile)
+    compiled = dict(type='mmvit.CompileBackboneHook', backend=counter.compile, **dynamic)
     for name, hooks in (('plain', []), ('compiled', [compiled, counter])):
         torch._dynamo.reset()
-        model = Toy(family.build(arch=shallow, **(dict(norm_eval=True) if family.has_batch_norm else {})))
+        model = Toy(shallow(family))
         torch.manual_seed(0)
         runner(model, hooks, tmp_path / name, sizes).train()
         states.append(model.state_dict())
     assert states[0].keys() == states[1].keys()
     for name, value in states[0].items():
         torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=1e-4)
-    assert counter.counts[0] == 5  # the stem and four stages
-    assert counter.counts[-1] <= 10  # and at most one more of each for all other sizes
+    blocks = len(list(model.backbone.blocks()))
+    assert counter.counts[0] == blocks
+    # RegionViT has another program where no window is padded.
+    assert counter.counts[-1] <= (2 if dynamic or family.name == 'regionvit' else 1) * blocks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('training', [True, False], ids=['training', 'evaluating'])
+def test_pytorchs_compiler_makes_one_program_for_all_sizes(family, training):
+    torch._dynamo.reset()
+    options = dict(drop_path_rate=0.2, with_cp=True) if training else {}
+    plain = shallow(family, out_indices=(0, 1), **options).train(training)
+    compiled = copy.deepcopy(plain)
+    HOOKS.build(dict(type='mmvit.CompileBackboneHook')).before_run(SimpleNamespace(model=Toy(compiled)))
+    stances = iter(['default', 'fail_on_recompile', 'fail_on_recompile'])
+    # At all sizes windows are padded, and a map has more tokens than the 4096 where the compiler turns, or fewer.
+    for batch, *size in ((3, 200, 220), (3, 232, 180), (4, 201, 250)):
+        x = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
+        with torch.compiler.set_stance(next(stances)):
+            for found, expected in zip(results(compiled, x), results(plain, x), strict=True):
+                torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item() + 1e-4)
+
+
+def results(model, x):
+    """Maps, and in training the parameters' gradients of a weighted sum of them."""
+    torch.manual_seed(0)
+    with torch.set_grad_enabled(model.training):
+        maps = model(x)
+    if not model.training:
+        return maps
+    model.zero_grad()
+    sum((m * torch.randn_like(m)).sum() for m in maps).backward()
+    return [*maps, *(p.grad for p in model.parameters())]
 
 
 def detector_step(config, hook=None, autocast=False):
@@ -139,7 +175,7 @@ def detector_step(config, hook=None, autocast=False):
     model = MODELS.build(Config.fromfile(config).model).train()
     if hook:
         HOOKS.build(dict(type=hook)).before_run(SimpleNamespace(model=model))
-    size = (97, 128)
+    size = (193, 256)  # with fewer pixels batch norms make much of rounding
     inputs = [torch.randint(256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))]
     data = model.data_preprocessor(dict(inputs=inputs, data_samples=[sample(size)]), True)
     torch.manual_seed(0)

@@ -1,13 +1,17 @@
-"""Convolutions whose weight gradient a CPU finds fast.
+"""Convolutions whose weight gradient a CPU finds fast, and which compile for training at any size.
 
 PyTorch's library for convolutions on CPUs, oneDNN, has no good kernel for two weight gradients in channels-last memory:
 a dense convolution's takes six times its forward pass, a depthwise one's twenty times if its kernel has more than three
 columns (measured with AVX2). The first is quick in channels-first memory, copies and all; the second in strips of three
 columns, each the weight gradient of a narrow kernel over the shifted input.
+
+PyTorch's compiler, inductor, either fails on a convolution's backward pass or makes a program for one size (2.13). It
+never makes a kernel of its own for it, so that nothing is lost when it sees an operation that it cannot look into.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,11 +27,24 @@ class Conv2d(nn.Conv2d):
     """PyTorch's, dense or depthwise, without dilation and with zeros around."""
 
     def forward(self, x: Tensor) -> Tensor:
-        is_trained = torch.is_grad_enabled() and self.weight.requires_grad
+        if not (torch.is_grad_enabled() and self.weight.requires_grad):
+            return super().forward(x)
+        arguments = x, self.weight, self.bias, self.stride, self.padding, self.groups
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+            x, weight, bias = mixed_precision(x, self.weight, self.bias)
+            dense = x.contiguous(memory_format=torch.channels_last)  # the compiler takes strides of a slice for numbers
+            return opaque(dense, weight, bias, *arguments[3:])
         is_plain = x.device.type != 'cpu' or is_recorded() or torch.is_autocast_enabled('cpu')
-        if is_trained and not is_plain and self.kernel_size != (1, 1):
-            return _Convolution.apply(x, self.weight, self.bias, self.stride, self.padding, self.groups)
-        return super().forward(x)
+        return super().forward(x) if is_plain or is_quick(self.weight) else _Convolution.apply(*arguments)
+
+
+def is_quick(weight: Tensor) -> bool:
+    """Whether a CPU has a good kernel for the gradient of this weight, in channels-last memory."""
+    return weight.shape[2:] == (1, 1) or (is_depthwise(weight) and weight.shape[3] <= STRIP)
+
+
+def is_depthwise(weight: Tensor) -> bool:
+    return weight.shape[1] == 1
 
 
 class _Convolution(torch.autograd.Function):
@@ -42,13 +59,22 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         wants_x, _, wants_bias, *_ = ctx.needs_input_grad
-        grad = grad.contiguous(memory_format=torch.channels_last)
-        grad_x = gradient(0, grad, x, weight, *ctx.geometry) if wants_x else None
-        if weight.shape[1] > 1:
-            grad_weight = gradient(1, grad.contiguous(), x.contiguous(), weight, *ctx.geometry)
-        else:
-            grad_weight = gradient_in_strips(grad, x, weight, *ctx.geometry)
+        grad_x, grad_weight = gradients(wants_x, grad, x, weight, *ctx.geometry)
         return grad_x, grad_weight, grad.sum((0, 2, 3)) if wants_bias else None, None, None, None
+
+
+def gradients(
+    wants_x: bool, grad: Tensor, x: Tensor, weight: Tensor, stride: Any, padding: Any, groups: int
+) -> tuple[Tensor | None, Tensor]:
+    """The gradients for the input, where wanted, and for the weight."""
+    geometry = stride, padding, groups
+    grad = grad.contiguous(memory_format=torch.channels_last)
+    if x.device.type != 'cpu' or is_quick(weight):
+        return gradient((wants_x, True), grad, x, weight, *geometry)
+    grad_x, _ = gradient((True, False), grad, x, weight, *geometry) if wants_x else (None, None)
+    if is_depthwise(weight):
+        return grad_x, gradient_in_strips(grad, x, weight, *geometry)
+    return grad_x, gradient((False, True), grad.contiguous(), x.contiguous(), weight, *geometry)[1]
 
 
 def gradient_in_strips(
@@ -60,13 +86,74 @@ def gradient_in_strips(
     for strip in weight.split(STRIP, dim=-1):
         width = strip.shape[-1] + stride[1] * (grad.shape[-1] - 1)
         seen = padded.narrow(-1, column, width)
-        strips.append(gradient(1, grad, seen, strip, stride, (padding[0], 0), groups))
+        strips.append(gradient((False, True), grad, seen, strip, stride, (padding[0], 0), groups)[1])
         column += strip.shape[-1]
     return torch.cat(strips, dim=-1)
 
 
-def gradient(which: int, grad: Tensor, x: Tensor, weight: Tensor, stride: Any, padding: Any, groups: int) -> Tensor:
-    """PyTorch's gradient of a convolution for its input (0) or its weight (1)."""
-    wanted = [which == 0, which == 1, False]
+def gradient(
+    wanted: tuple[bool, bool], grad: Tensor, x: Tensor, weight: Tensor, stride: Any, padding: Any, groups: int
+) -> Any:
+    """PyTorch's gradients of a convolution for its input and its weight, None for one that is not wanted."""
     backward = torch.ops.aten.convolution_backward
-    return backward(grad, x, weight, None, stride, padding, (1, 1), False, (0, 0), groups, wanted)[which]
+    return backward(grad, x, weight, None, stride, padding, (1, 1), False, (0, 0), groups, (*wanted, False))[:2]
+
+
+def mixed_precision(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What a convolution gets under autocast, which does not know of ``opaque``."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return x, weight, bias
+    dtype = torch.get_autocast_dtype(x.device.type)
+    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+@torch.library.custom_op('mmvit::convolution', mutates_args=())
+def opaque(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], groups: int
+) -> Tensor:
+    """A convolution that a compiler takes as it is; channels-last."""
+    out = F.conv2d(x, weight, bias, tuple(stride), tuple(padding), groups=groups)
+    return out.contiguous(memory_format=torch.channels_last)
+
+
+@torch.library.custom_op('mmvit::convolution_backward', mutates_args=())
+def opaque_backward(
+    wants_x: bool,
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    groups: int,
+) -> tuple[Tensor, Tensor]:
+    """Its gradients: channels-last for the input, empty if it is not wanted, and contiguous for the weight."""
+    grad_x, grad_weight = gradients(wants_x, grad, x, weight, tuple(stride), tuple(padding), groups)
+    grad_x = x.new_empty(0) if grad_x is None else grad_x.contiguous(memory_format=torch.channels_last)
+    return grad_x, grad_weight.contiguous()
+
+
+@opaque.register_fake
+def _(x, weight, bias, stride, padding, groups):
+    # (n + stride) // stride, for n // stride + 1 is a sum: inductor fails at comparing products of sums.
+    size = [(x.shape[2 + i] + 2 * padding[i] - weight.shape[2 + i] + stride[i]) // stride[i] for i in (0, 1)]
+    return x.new_empty(x.shape[0], weight.shape[0], *size).contiguous(memory_format=torch.channels_last)
+
+
+@opaque_backward.register_fake
+def _(wants_x, grad, x, weight, stride, padding, groups):
+    grad_x = torch.empty_like(x, memory_format=torch.channels_last) if wants_x else x.new_empty(0)
+    return grad_x, torch.empty_like(weight, memory_format=torch.contiguous_format)
+
+
+def _save(ctx, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, _, *ctx.geometry = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    wants_x, _, wants_bias, *_ = ctx.needs_input_grad
+    grad_x, grad_weight = opaque_backward(wants_x, grad, *ctx.saved_tensors, *ctx.geometry)
+    return grad_x if wants_x else None, grad_weight, grad.sum((0, 2, 3)) if wants_bias else None, None, None, None
+
+
+opaque.register_autograd(_backward, setup_context=_save)

@@ -71,8 +71,8 @@ class PatchEmbed(nn.Sequential):
 
     def __init__(self, channels: int, stride: int, norm_cfg: dict) -> None:
         super().__init__()
-        self.dwconv = nn.Conv2d(channels, channels, 3, stride, 1, groups=channels, bias=False)
-        self.pwconv = nn.Conv2d(channels, channels, 1, bias=False)
+        self.dwconv = Conv2d(channels, channels, 3, stride, 1, groups=channels, bias=False)
+        self.pwconv = Conv2d(channels, channels, 1, bias=False)
         self.norm = build_norm_layer(norm_cfg, channels)[1]
         self.act = Hardswish()
 
@@ -83,7 +83,7 @@ class LocalPath(nn.Module):
     def __init__(self, channels: int, norm_cfg: dict) -> None:
         super().__init__()
         self.conv1 = ConvNorm(channels, channels, norm_cfg)
-        self.dwconv = nn.Conv2d(channels, channels, 3, 1, 1, groups=channels, bias=False)
+        self.dwconv = Conv2d(channels, channels, 3, 1, 1, groups=channels, bias=False)
         self.norm = build_norm_layer(norm_cfg, channels)[1]
         self.act = Hardswish()
         self.conv2 = ConvNorm(channels, channels, norm_cfg, act=False)
@@ -97,7 +97,7 @@ class ConvPosEnc(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, 1, 1, groups=channels)
+        self.conv = Conv2d(channels, channels, 3, 1, 1, groups=channels)
 
     def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
         return add(to_tokens(self.conv(to_map(tokens, size))), tokens)

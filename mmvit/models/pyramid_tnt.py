@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmvit.checkpoint import OfficialLayout, log_line
 from mmvit.models.base import Backbone
+from mmvit.models.convolution import Conv2d
 from mmvit.models.pieces import GELU, Kept, add, in_place, tokens_at_once, tokenwise
 from mmvit.registry import MODELS, register
 
@@ -43,7 +44,7 @@ class ConvNormReLU(nn.Sequential):
 
     def __init__(self, in_channels: int, channels: int, stride: int, norm_cfg: dict) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, channels, 3, stride, 1)
+        self.conv = Conv2d(in_channels, channels, 3, stride, 1)
         self.norm = build_norm_layer(norm_cfg, channels)[1]
         self.act = nn.ReLU()
 
@@ -128,10 +129,11 @@ class RelativePosition:
         dtype = torch.promote_types(table.dtype, torch.float32)
         by_key = rearrange(table[0].to(dtype), 'heads (h w) keys -> heads keys h w', h=trained[0], w=trained[1])
         resized_queries = F.interpolate(by_key, size, mode='bicubic')
-        self.resized_queries = rearrange(resized_queries, 'heads keys h w -> 1 heads (h w) keys')
+        # Contiguous: a compiled block would be another program where views have other strides.
+        self.resized_queries = rearrange(resized_queries, 'heads keys h w -> 1 heads (h w) keys').contiguous()
         units = torch.eye(keys[0] * keys[1], dtype=dtype, device=table.device).unflatten(1, keys)[None]
         key_weights = F.interpolate(units, key_grid(size, reduction), mode='bicubic')
-        self.key_weights = rearrange(key_weights, '1 keys h w -> 1 1 (h w) keys')
+        self.key_weights = rearrange(key_weights, '1 keys h w -> 1 1 (h w) keys').contiguous()
         self.table = self.make_table().to(table.dtype) if whole else None
 
     def make_table(self) -> Tensor:
@@ -144,7 +146,7 @@ class RelativePosition:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=self.table.to(q.dtype))
         width = v.shape[-1]
         tables = self.resized_queries.to(q.dtype), self.key_weights.to(q.dtype)
-        q = torch.cat([q * width**-0.5, tables[0].expand(len(q), -1, -1, -1)], dim=-1)
+        q = torch.cat([q * width**-0.5, tables[0].expand(q.shape[0], -1, -1, -1)], dim=-1)
         k = torch.cat([k, tables[1].expand(*k.shape[:2], -1, -1)], dim=-1)
         v = F.pad(v, (0, q.shape[-1] - width))  # the kernels that store no logits want one width
         return F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :width]
@@ -179,7 +181,7 @@ class WordPart(nn.Module):
         return words, sentences + self.summary(words)
 
     def among_words(self, words: Tensor) -> Tensor:
-        return self.attn(words.reshape(-1, 4, 4, words.shape[-1])).view(words.shape)
+        return self.attn(words.unflatten(-2, (4, 4)).flatten(0, -4)).view(words.shape)
 
     def summary(self, words: Tensor) -> Tensor:
         """What words (..., 16, c) tell their sentences (..., C)."""
@@ -224,7 +226,7 @@ class SentenceMerge(nn.Module):
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(channels)
-        self.conv = nn.Conv2d(channels, out_channels, 3, 2, 1)
+        self.conv = Conv2d(channels, out_channels, 3, 2, 1)
 
     def forward(self, sentences: Tensor) -> Tensor:
         merged = self.conv(rearrange(self.norm(sentences), 'b h w c -> b c h w'))
@@ -237,7 +239,7 @@ class WordMerge(nn.Module):
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(channels)
-        self.conv = nn.Conv2d(channels, out_channels, 3, 2, 1)
+        self.conv = Conv2d(channels, out_channels, 3, 2, 1)
 
     def forward(self, words: Tensor) -> Tensor:
         height, width = words.shape[1:3]

@@ -49,7 +49,7 @@ class LocalEmbed1(nn.Sequential):
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, channels, 8, PATCH, 3)
+        self.conv = Conv2d(in_channels, channels, 8, PATCH, 3)
 
 
 class Stem(nn.Module):
@@ -59,7 +59,7 @@ class Stem(nn.Module):
         super().__init__()
         self.patch = PATCH * window
         self.local = (LocalEmbed3 if three_convs else LocalEmbed1)(in_channels, channels)
-        self.regional = nn.Conv2d(in_channels, channels, self.patch, self.patch)
+        self.regional = Conv2d(in_channels, channels, self.patch, self.patch)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Image (B, C, H, W) -> regional map, local map."""
@@ -79,7 +79,7 @@ class Projection(nn.Sequential):
         super().__init__()
         self.norm = LayerNorm2d(in_channels, eps=1e-5)
         self.act = nn.GELU()
-        self.conv = nn.Conv2d(in_channels, channels, 3, 2, 1, groups=in_channels)
+        self.conv = Conv2d(in_channels, channels, 3, 2, 1, groups=in_channels)
 
 
 class WindowGrid:
@@ -238,7 +238,7 @@ class Stage(nn.Module):
         self.exact_mask = exact_mask
         self.projection = Projection(in_channels, channels) if in_channels else nn.Identity()
         self.blocks = nn.ModuleList(Block(channels, num_heads, window, rate, with_cp) for rate in drop_path_rates)
-        self.peg = nn.Conv2d(channels, channels, 3, 1, 1, groups=channels, bias=False) if peg else None
+        self.peg = Conv2d(channels, channels, 3, 1, 1, groups=channels, bias=False) if peg else None
         self.det_norm = LayerNorm2d(channels, eps=1e-5) if det_norm else nn.Identity()
         self.kept = Kept()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from mmvit.models.base import Backbone
 from mmvit.registry import HOOKS, register
+from mmvit.sharding import BLOCKS
 
 
 @register(HOOKS)
@@ -41,24 +43,35 @@ class CompileBackboneHook(Hook):
     A block has few sizes, and simple ones. Those of a stage, which come out of strided convolutions and windows, make
     formulas that take the compiler minutes, and on some of which PyTorch 2.13's fails.
 
+    The hook sets ``torch._dynamo.config.specialize_float`` for the whole process.
+
     Args:
-        dynamic: True makes one program of a block for all image sizes (or a few, where sizes are alike or small), False
-            one for each size, None one for the first size and another for all others. A block that needed
-            ``torch._dynamo.config.recompile_limit`` programs runs eagerly at other sizes from then on.
+        dynamic: True makes a few programs of a block for all image sizes: in training, in evaluation, and where a case
+            differs (no window padded, the size that tables were trained for, few tokens). False makes one for each
+            size, None starts with one size and generalises when another comes. Beyond
+            ``torch._dynamo.config.recompile_limit`` programs of a block, or ``accumulated_recompile_limit`` of all,
+            blocks run eagerly.
         options: Others of ``torch.compile``.
+
+    Raises:
+        RuntimeError: This PyTorch is too old.
     """
 
-    priority = 'VERY_LOW'  # after copies of the model were made
-
     def __init__(self, dynamic: bool | None = True, **options: Any) -> None:
+        if 'isolate_recompiles' not in signature(torch.compile).parameters:
+            raise RuntimeError(
+                f'CompileBackboneHook needs a PyTorch whose torch.compile takes isolate_recompiles, as 2.13 does, '
+                f'not {torch.__version__}; train without the hook or upgrade'
+            )
         # Without isolation the blocks of one class would share its limit.
         self.options = dict(dynamic=dynamic, isolate_recompiles=True, **options)
 
     def before_run(self, runner: Runner) -> None:
         # Epsilons and drop rates are constants; as symbols they fail inside what is recomputed.
         torch._dynamo.config.specialize_float = True
-        for block in backbone_of(runner).blocks():
-            block.compile(**self.options)
+        for module in backbone_of(runner).modules():
+            if isinstance(module, BLOCKS):
+                module.compile(**self.options)
 
 
 @register(HOOKS)

@@ -1,4 +1,4 @@
-"""Sharded training with PyTorch's FSDP: which modules to shard."""
+"""The transformer blocks: the modules to shard in training with PyTorch's FSDP, and to compile."""
 
 from __future__ import annotations
 

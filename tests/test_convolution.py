@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._dynamo import lookup_backend
 
 from mmvit.models.convolution import Conv2d, opaque, opaque_backward
 
@@ -78,25 +79,58 @@ def test_mixed_precision(geometry):
 @pytest.mark.parametrize('geometry', [DENSE, WIDEST], ids=str)
 @pytest.mark.parametrize('amp', [False, True], ids=['float32', 'autocast'])
 def test_compiled(geometry, amp):
+    torch._dynamo.reset()
     own, plain = make(geometry, torch.float32)
-    compiled = torch.compile(copy.deepcopy(own), fullgraph=True, dynamic=True, backend='aot_eager')
+    programs = []
+
+    def backend(graph, inputs):
+        programs.append(graph)
+        return lookup_backend('aot_eager')(graph, inputs)
+
+    compiled = torch.compile(copy.deepcopy(own), fullgraph=True, dynamic=True, backend=backend)
     for size in ((9, 14), (11, 8)):
         x = torch.randn(2, geometry[0], *size)
         with torch.autocast('cpu', torch.bfloat16, enabled=amp):
             outputs = [step(convolution, x) for convolution in (compiled, plain)]
         for a, b in zip(*outputs, strict=True):
             torch.testing.assert_close(a, b, **(dict(rtol=0.02, atol=0.02) if amp else {}))
+    assert all('mmvit.convolution' in graph.code for graph in programs)
+    assert len(programs) == 1
 
 
-@pytest.mark.parametrize('wants_x', [True, False], ids=['gradient', 'image'])
+@pytest.mark.parametrize('trained', ['x', 'weight', 'bias'])
+@pytest.mark.parametrize('geometry', [WITH_BIAS, WIDEST], ids=str)
+def test_compiled_with_frozen_parts(geometry, trained):
+    torch._dynamo.reset()
+    models = make(geometry)
+    x = torch.randn(2, geometry[0], 9, 14, dtype=torch.float64)
+    gradients = []
+    for model in (torch.compile(models[0], fullgraph=True, backend='aot_eager'), models[1]):
+        model.requires_grad_(False)
+        leaves = dict(x=x.clone(), weight=model.weight, bias=model.bias)
+        leaf = leaves[trained].requires_grad_()
+        model(leaves['x']).sin().sum().backward()
+        gradients.append(leaf.grad)
+        assert sum(leaf.grad is not None for leaf in leaves.values()) == 1
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize('wanted', [(True, True), (False, True), (True, False)], ids=str)
 @pytest.mark.parametrize('geometry', GEOMETRIES, ids=str)
-def test_operation_is_what_it_tells_compilers(geometry, wants_x):
+def test_operation_is_what_it_tells_compilers(geometry, wanted):
     own, _ = make(geometry)
     x = torch.randn(2, geometry[0], 9, 14, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
-    arguments = x.requires_grad_(wants_x), own.weight, own.bias, own.stride, own.padding, own.groups
+    arguments = (
+        x.requires_grad_(wanted[0]),
+        own.weight.requires_grad_(wanted[1]),
+        own.bias,
+        own.stride,
+        own.padding,
+        own.groups,
+    )
     torch.library.opcheck(opaque, arguments)
     grad = torch.randn_like(own(x))
-    torch.library.opcheck(opaque_backward, (wants_x, grad, x.detach(), own.weight.detach(), *arguments[3:]))
+    torch.library.opcheck(opaque_backward, (wanted, grad, x.detach(), own.weight.detach(), *arguments[3:]))
 
 
 def test_exported_program_has_pytorchs_convolution():

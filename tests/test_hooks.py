@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from mmvit.hooks import backbone_of
 from mmvit.registry import HOOKS
+from mmvit.sharding import BLOCKS
 
 
 class Toy(BaseModel):
@@ -133,7 +134,7 @@ def test_compiled_backbone_trains_and_saves_as_usual(family, tmp_path):
     assert states[0].keys() == states[1].keys()
     for name, value in states[0].items():
         torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=1e-4)
-    blocks = len(list(model.backbone.blocks()))
+    blocks = sum(family.small.get('num_paths', (1, 1, 1, 1)))
     assert counter.counts[0] == blocks
     # RegionViT has another program where no window is padded.
     assert counter.counts[-1] <= (2 if dynamic or family.name == 'regionvit' else 1) * blocks
@@ -147,6 +148,7 @@ def test_pytorchs_compiler_makes_one_program_for_all_sizes(family, training):
     plain = shallow(family, out_indices=(0, 1), **options).train(training)
     compiled = copy.deepcopy(plain)
     HOOKS.build(dict(type='mmvit.CompileBackboneHook')).before_run(SimpleNamespace(model=Toy(compiled)))
+    assert all(m._compiled_call_impl for m in compiled.modules() if isinstance(m, BLOCKS))
     stances = iter(['default', 'fail_on_recompile', 'fail_on_recompile'])
     # At all sizes windows are padded, and a map has more tokens than the 4096 where the compiler turns, or fewer.
     for batch, *size in ((3, 200, 220), (3, 232, 180), (4, 201, 250)):
@@ -166,6 +168,12 @@ def results(model, x):
     model.zero_grad()
     sum((m * torch.randn_like(m)).sum() for m in maps).backward()
     return [*maps, *(p.grad for p in model.parameters())]
+
+
+def test_compiling_needs_a_new_pytorch(monkeypatch):
+    monkeypatch.setattr(torch, 'compile', lambda model, dynamic=None: model)
+    with pytest.raises(RuntimeError, match='isolate_recompiles'):
+        HOOKS.build(dict(type='mmvit.CompileBackboneHook'))
 
 
 def detector_step(config, hook=None, autocast=False):

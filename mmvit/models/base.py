@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from abc import ABCMeta, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar
 
@@ -113,12 +113,6 @@ class Backbone(BaseModule, metaclass=ABCMeta):
             is_last = re.match(r'aggregate|det_norm', name[stage.end() :])
             layer = 1 + sum(depths[:index]) + (int(block[1]) if block else depths[index] - 1 if is_last else 0)
         return layer, sum(depths) + 2
-
-    def blocks(self) -> Iterator[nn.Module]:
-        """The transformer blocks."""
-        for name, module in self.named_modules():
-            if re.search(r'\.blocks\.\d+$', name):
-                yield module
 
     def train(self, mode: bool = True):
         """Set training mode, but for frozen parts and, with ``norm_eval``, batch norms."""

@@ -5,8 +5,8 @@ a dense convolution's takes six times its forward pass, a depthwise one's twenty
 columns (measured with AVX2). The first is quick in channels-first memory, copies and all; the second in strips of three
 columns, each the weight gradient of a narrow kernel over the shifted input.
 
-PyTorch's compiler, inductor, either fails on a convolution's backward pass or makes a program for one size (2.13). It
-never makes a kernel of its own for it, so that nothing is lost when it sees an operation that it cannot look into.
+PyTorch's compiler, inductor, either fails on a convolution's backward pass or makes a program for one size (2.13). By
+default it makes no kernel of its own for it: nothing is lost when it gets an operation that it cannot look into.
 """
 
 from __future__ import annotations
@@ -27,24 +27,22 @@ class Conv2d(nn.Conv2d):
     """PyTorch's, dense or depthwise, without dilation and with zeros around."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (torch.is_grad_enabled() and self.weight.requires_grad):
+        if not torch.is_grad_enabled():
             return super().forward(x)
-        arguments = x, self.weight, self.bias, self.stride, self.padding, self.groups
+        geometry = self.stride, self.padding, self.groups
         if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
             x, weight, bias = mixed_precision(x, self.weight, self.bias)
-            dense = x.contiguous(memory_format=torch.channels_last)  # the compiler takes strides of a slice for numbers
-            return opaque(dense, weight, bias, *arguments[3:])
+            # The compiler would make a program for one size of a slice: it writes its strides down as numbers.
+            return opaque(x.contiguous(memory_format=torch.channels_last), weight, bias, *geometry)
         is_plain = x.device.type != 'cpu' or is_recorded() or torch.is_autocast_enabled('cpu')
-        return super().forward(x) if is_plain or is_quick(self.weight) else _Convolution.apply(*arguments)
+        if is_plain or not self.weight.requires_grad or is_quick(self.weight, self.groups):
+            return super().forward(x)
+        return _Convolution.apply(x, self.weight, self.bias, *geometry)
 
 
-def is_quick(weight: Tensor) -> bool:
+def is_quick(weight: Tensor, groups: int) -> bool:
     """Whether a CPU has a good kernel for the gradient of this weight, in channels-last memory."""
-    return weight.shape[2:] == (1, 1) or (is_depthwise(weight) and weight.shape[3] <= STRIP)
-
-
-def is_depthwise(weight: Tensor) -> bool:
-    return weight.shape[1] == 1
+    return weight.shape[2:] == (1, 1) or (groups > 1 and weight.shape[3] <= STRIP)
 
 
 class _Convolution(torch.autograd.Function):
@@ -58,21 +56,21 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        wants_x, _, wants_bias, *_ = ctx.needs_input_grad
-        grad_x, grad_weight = gradients(wants_x, grad, x, weight, *ctx.geometry)
+        wanted, wants_bias = ctx.needs_input_grad[:2], ctx.needs_input_grad[2]
+        grad_x, grad_weight = gradients(wanted, grad, x, weight, *ctx.geometry)
         return grad_x, grad_weight, grad.sum((0, 2, 3)) if wants_bias else None, None, None, None
 
 
 def gradients(
-    wants_x: bool, grad: Tensor, x: Tensor, weight: Tensor, stride: Any, padding: Any, groups: int
-) -> tuple[Tensor | None, Tensor]:
-    """The gradients for the input, where wanted, and for the weight."""
+    wanted: Sequence[bool], grad: Tensor, x: Tensor, weight: Tensor, stride: Any, padding: Any, groups: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients for the input and for the weight, None for one that is not wanted."""
     geometry = stride, padding, groups
     grad = grad.contiguous(memory_format=torch.channels_last)
-    if x.device.type != 'cpu' or is_quick(weight):
-        return gradient((wants_x, True), grad, x, weight, *geometry)
-    grad_x, _ = gradient((True, False), grad, x, weight, *geometry) if wants_x else (None, None)
-    if is_depthwise(weight):
+    if x.device.type != 'cpu' or is_quick(weight, groups) or not wanted[1]:
+        return gradient(wanted, grad, x, weight, *geometry)
+    grad_x, _ = gradient((True, False), grad, x, weight, *geometry) if wanted[0] else (None, None)
+    if groups > 1:
         return grad_x, gradient_in_strips(grad, x, weight, *geometry)
     return grad_x, gradient((False, True), grad.contiguous(), x.contiguous(), weight, *geometry)[1]
 
@@ -92,7 +90,7 @@ def gradient_in_strips(
 
 
 def gradient(
-    wanted: tuple[bool, bool], grad: Tensor, x: Tensor, weight: Tensor, stride: Any, padding: Any, groups: int
+    wanted: Sequence[bool], grad: Tensor, x: Tensor, weight: Tensor, stride: Any, padding: Any, groups: int
 ) -> Any:
     """PyTorch's gradients of a convolution for its input and its weight, None for one that is not wanted."""
     backward = torch.ops.aten.convolution_backward
@@ -101,7 +99,7 @@ def gradient(
 
 def mixed_precision(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """What a convolution gets under autocast, which does not know of ``opaque``."""
-    if not torch.is_autocast_enabled(x.device.type):
+    if not torch.is_autocast_enabled(x.device.type) or x.dtype == torch.float64:
         return x, weight, bias
     dtype = torch.get_autocast_dtype(x.device.type)
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -118,7 +116,7 @@ def opaque(
 
 @torch.library.custom_op('mmvit::convolution_backward', mutates_args=())
 def opaque_backward(
-    wants_x: bool,
+    wanted: Sequence[bool],
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -126,10 +124,10 @@ def opaque_backward(
     padding: Sequence[int],
     groups: int,
 ) -> tuple[Tensor, Tensor]:
-    """Its gradients: channels-last for the input, empty if it is not wanted, and contiguous for the weight."""
-    grad_x, grad_weight = gradients(wants_x, grad, x, weight, tuple(stride), tuple(padding), groups)
+    """Its gradients: channels-last for the input, contiguous for the weight, empty for one that is not wanted."""
+    grad_x, grad_weight = gradients(wanted, grad, x, weight, tuple(stride), tuple(padding), groups)
     grad_x = x.new_empty(0) if grad_x is None else grad_x.contiguous(memory_format=torch.channels_last)
-    return grad_x, grad_weight.contiguous()
+    return grad_x, weight.new_empty(0) if grad_weight is None else grad_weight.contiguous()
 
 
 @opaque.register_fake
@@ -140,9 +138,10 @@ def _(x, weight, bias, stride, padding, groups):
 
 
 @opaque_backward.register_fake
-def _(wants_x, grad, x, weight, stride, padding, groups):
-    grad_x = torch.empty_like(x, memory_format=torch.channels_last) if wants_x else x.new_empty(0)
-    return grad_x, torch.empty_like(weight, memory_format=torch.contiguous_format)
+def _(wanted, grad, x, weight, stride, padding, groups):
+    grad_x = torch.empty_like(x, memory_format=torch.channels_last) if wanted[0] else x.new_empty(0)
+    grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format) if wanted[1] else weight.new_empty(0)
+    return grad_x, grad_weight
 
 
 def _save(ctx, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -151,9 +150,13 @@ def _save(ctx, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-    wants_x, _, wants_bias, *_ = ctx.needs_input_grad
-    grad_x, grad_weight = opaque_backward(wants_x, grad, *ctx.saved_tensors, *ctx.geometry)
-    return grad_x if wants_x else None, grad_weight, grad.sum((0, 2, 3)) if wants_bias else None, None, None, None
+    *wanted, wants_bias = ctx.needs_input_grad[:3]
+    found = None, None
+    if any(wanted):
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        found = opaque_backward(wanted, grad, *ctx.saved_tensors, *ctx.geometry)
+    grad_x, grad_weight = (g if want else None for g, want in zip(found, wanted, strict=True))
+    return grad_x, grad_weight, grad.sum((0, 2, 3)) if wants_bias else None, None, None, None
 
 
 opaque.register_autograd(_backward, setup_context=_save)

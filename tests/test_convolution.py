@@ -77,10 +77,11 @@ def test_mixed_precision(geometry):
 
 
 @pytest.mark.parametrize('geometry', [DENSE, WIDEST], ids=str)
-@pytest.mark.parametrize('amp', [False, True], ids=['float32', 'autocast'])
+@pytest.mark.parametrize('amp', [False, True], ids=['float64', 'autocast'])
 def test_compiled(geometry, amp):
     torch._dynamo.reset()
-    own, plain = make(geometry, torch.float32)
+    dtype = torch.float32 if amp else torch.float64
+    own, plain = make(geometry, dtype)
     programs = []
 
     def backend(graph, inputs):
@@ -89,7 +90,7 @@ def test_compiled(geometry, amp):
 
     compiled = torch.compile(copy.deepcopy(own), fullgraph=True, dynamic=True, backend=backend)
     for size in ((9, 14), (11, 8)):
-        x = torch.randn(2, geometry[0], *size)
+        x = torch.randn(2, geometry[0], *size, dtype=dtype)
         with torch.autocast('cpu', torch.bfloat16, enabled=amp):
             outputs = [step(convolution, x) for convolution in (compiled, plain)]
         for a, b in zip(*outputs, strict=True):

@@ -62,9 +62,6 @@ class Stem(nn.Sequential):
             ConvNorm(channels // 2, channels, norm_cfg, kernel_size=3, stride=2),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)  # torch.compile skips the forward of torch's own modules
-
 
 class PatchEmbed(nn.Sequential):
     """One step of the multi-scale patch embedding: depthwise 3x3 -> pointwise -> norm -> Hardswish."""

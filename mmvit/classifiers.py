@@ -8,6 +8,7 @@ checkpoint=...)`` takes the backbone out of the file.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,7 +20,7 @@ from timm.data.constants import (
     IMAGENET_INCEPTION_MEAN,
     IMAGENET_INCEPTION_STD,
 )
-from timm.layers import ClassifierHead, LayerNorm2d, get_device_dtype
+from timm.layers import ClassifierHead, LayerNorm2d
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -80,7 +81,7 @@ class Classifier(nn.Module):
         self.num_classes = num_classes
         self.in_chans = in_chans
         build: Any = family.backbone
-        with torch.device(device or torch.get_default_device()):
+        with torch.device(device) if device else nullcontext():
             self.backbone: Backbone = build(
                 arch,
                 out_indices=range(family.backbone.num_stages),
@@ -160,7 +161,9 @@ class Classifier(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new linear layer, for another number of classes (0: none), and another pooling unless that is None."""
         self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool, **get_device_dtype(self))
+        weight = next(self.backbone.parameters())
+        self.head.reset(num_classes, global_pool)
+        self.head.to(weight.device, weight.dtype)
         self._init_classifier()
 
     @torch.jit.ignore

@@ -16,7 +16,8 @@ import pooch
 import safetensors.torch
 import torch
 from pooch.utils import unique_file_name
-from torch.serialization import safe_globals
+
+from mmvit.compat import safe_globals
 
 TIMEOUT = 30  # seconds that a server may take to answer, or to send anything more
 RETRIES = 2
@@ -132,7 +133,13 @@ def _diagnosis(path: Path, error: Exception) -> str:
             'is a web page and not a checkpoint: its address is dead or asks for a password. Open the address in a '
             'browser, download the file and give its path.'
         )
-    if isinstance(error, UnpicklingError) and (asked := _asked_for(path, start, str(error))):
+    asked = _asked_for(path, start, str(error)) if isinstance(error, UnpicklingError) else None
+    if asked == 'argparse.Namespace':
+        return (
+            f"holds its training program's arguments (argparse.Namespace), which PyTorch reads safely since 2.5 and "
+            f'this one, {torch.__version__}, does not: upgrade PyTorch.'
+        )
+    if asked:
         return (
             f'is refused, for loading it could run code that somebody put in: its pickle holds more than weights '
             f'({asked}). Ask its author for a safetensors file or a plain state_dict; or load it in a sandbox and '
@@ -143,7 +150,9 @@ def _diagnosis(path: Path, error: Exception) -> str:
 
 def _asked_for(path: Path, start: bytes, message: str) -> str | None:
     """What torch met in a pickle and does not allow; None if the file is no pickle."""
-    if function := re.search(r'GLOBAL ([\w.]+)', message):
+    if 'unexpected EOF' in message:
+        return None
+    if function := re.search(r'(?:GLOBAL|Unsupported class) ([\w.]+)', message):
         return function[1]
     other = re.search(r'error:\s*(.+)', message)
     return other[1] if other and (start.startswith(b'PK') or _is_pickle(path)) else None

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 aten = torch.ops.aten
@@ -52,7 +52,7 @@ class _Traffic(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        inputs, outputs = ([t for t in tree_leaves(x) if isinstance(t, Tensor)] for x in ((args, kwargs), out))
+        inputs, outputs = ([t for t in tree_flatten(x)[0] if isinstance(t, Tensor)] for x in ((args, kwargs), out))
         owned = {t.untyped_storage()._cdata for t in inputs}
         is_view = not func._schema.is_mutable and any(t.untyped_storage()._cdata in owned for t in outputs)
         if not is_view and 'empty' not in func.__name__:
@@ -84,11 +84,15 @@ def _convolution_backward(grad: Any, x: Any, weight: Any, *args: Any, **kwargs: 
     return one_product * sum(output_mask[:2])  # for the input and for the weight
 
 
-# Formulas over the operands' shapes, two for each multiply-add as in PyTorch's own.
+# Formulas over the operands' shapes, two for each multiply-add as in PyTorch's own. Not every PyTorch has all of these.
 OWN_FORMULAS: dict[Any, Callable[..., int]] = {
-    aten.addmm_: _added_product,
-    aten.baddbmm_: _added_product,
-    aten.convolution_backward: _convolution_backward,
-    aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    getattr(aten, name): formula
+    for name, formula in (
+        ('addmm_', _added_product),
+        ('baddbmm_', _added_product),
+        ('convolution_backward', _convolution_backward),
+        ('_scaled_dot_product_flash_attention_for_cpu', _attention),
+        ('_scaled_dot_product_flash_attention_for_cpu_backward', _attention_backward),
+    )
+    if hasattr(aten, name)
 }

@@ -1,6 +1,6 @@
 """Lets torch's safe loading read mmengine's own checkpoints.
 
-Since torch 2.6, ``torch.load`` unpickles only what is on its allow-list. An mmengine checkpoint also holds the
+Since PyTorch 2.6, ``torch.load`` unpickles only what is on its allow-list. An mmengine checkpoint also holds the
 message hub: ``HistoryBuffer`` objects, NumPy arrays and NumPy scalars. Their classes are added here, and nothing else.
 """
 
@@ -8,9 +8,11 @@ from pickle import UnpicklingError
 
 import numpy as np
 from mmengine.logging import HistoryBuffer
-from numpy._core.multiarray import _reconstruct, scalar
-from torch.serialization import add_safe_globals
 
+from mmvit.compat import add_safe_globals, multiarray
+
+CORES = ('core', '_core')
+MAKERS = ('_reconstruct', 'scalar')
 HISTORY_STATISTICS = ('min', 'max', 'mean', 'current')
 
 
@@ -34,11 +36,8 @@ def allow_mmengine_checkpoints() -> None:
             np.dtype,
             np.dtypes.Float64DType,
             np.dtypes.Int64DType,
-            _reconstruct,
-            scalar,
-            # Pickles written by NumPy 1 name the same functions by their old place.
-            (_reconstruct, 'numpy.core.multiarray._reconstruct'),
-            (scalar, 'numpy.core.multiarray.scalar'),
+            # Pickles name these functions by their place in the NumPy that wrote them, 1 or 2.
+            *((getattr(multiarray, name), f'numpy.{core}.multiarray.{name}') for core in CORES for name in MAKERS),
             (history_buffer_getattr, 'builtins.getattr'),
         ]
     )

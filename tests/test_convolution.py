@@ -5,9 +5,12 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch._dynamo import lookup_backend
+from torch._dynamo.backends.registry import lookup_backend
+from versions import needs_torch
 
 from mmvit.models.convolution import Conv2d, opaque, opaque_backward
+
+needs_opaque = needs_torch('2.7', 'the convolution that compilers do not look into')
 
 # Channels in and out, kernel, stride, groups, bias.
 DENSE = (3, 8, 3, 2, 1, False)
@@ -76,6 +79,7 @@ def test_mixed_precision(geometry):
         torch.testing.assert_close(a, b)
 
 
+@needs_opaque
 @pytest.mark.parametrize('geometry', [DENSE, WIDEST], ids=str)
 @pytest.mark.parametrize('amp', [False, True], ids=['float64', 'autocast'])
 def test_compiled(geometry, amp):
@@ -116,6 +120,7 @@ def test_compiled_with_frozen_parts(geometry, trained):
     torch.testing.assert_close(*gradients)
 
 
+@needs_opaque
 @pytest.mark.parametrize('wanted', [(True, True), (False, True), (True, False)], ids=str)
 @pytest.mark.parametrize('geometry', GEOMETRIES, ids=str)
 def test_operation_is_what_it_tells_compilers(geometry, wanted):
@@ -138,5 +143,5 @@ def test_exported_program_has_pytorchs_convolution():
     own, _ = make(WIDEST, torch.float32)
     program = torch.export.export(own, (torch.randn(2, 5, 9, 14),))
     targets = [str(node.target) for node in program.graph.nodes]
-    assert 'aten.conv2d.default' in targets
+    assert any(target.startswith('aten.conv') for target in targets)
     assert not any('mmvit' in target for target in targets)

@@ -12,6 +12,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from pickle import UnpicklingError
 from types import SimpleNamespace
 
 import pytest
@@ -149,7 +150,11 @@ def test_a_pickled_model_is_refused(tmp_path):
 
 def test_arguments_of_a_training_program_are_harmless(tmp_path, official):
     path = save(tmp_path / 'new.pth', {'model': official, 'args': Namespace(lr=0.1), 'epoch': 3})
-    assert equal(initialised(path), official)
+    if torch.__version__ >= '2.5':
+        assert equal(initialised(path), official)
+    else:
+        with pytest.raises(RuntimeError, match='reads safely since 2.5 .* upgrade PyTorch'):
+            read_checkpoint(str(path))
 
 
 # Broken files.
@@ -274,7 +279,7 @@ def test_files_saved_on_a_gpu(name, tmp_path, official, monkeypatch):
         patch.setattr(torch.serialization, 'location_tag', lambda storage: 'cuda:0')
         path = save(tmp_path / name, {'model': official})
     if not torch.cuda.is_available():
-        with pytest.raises(RuntimeError, match='CUDA'):
+        with pytest.raises((RuntimeError, UnpicklingError), match='CUDA'):
             torch.load(path, weights_only=True)
     assert {v.device.type for v in read_checkpoint(str(path))['model'].values()} == {'cpu'}
     assert equal(initialised(path), official)

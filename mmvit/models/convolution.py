@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmvit.compat import custom_op, is_autocast_enabled, is_compiled_for_training
 from mmvit.models.pieces import is_recorded
 
 STRIP = 3  # columns
@@ -30,11 +31,11 @@ class Conv2d(nn.Conv2d):
         if not torch.is_grad_enabled():
             return super().forward(x)
         geometry = self.stride, self.padding, self.groups
-        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        if is_compiled_for_training():
             x, weight, bias = mixed_precision(x, self.weight, self.bias)
             # The compiler would make a program for one size of a slice: it writes its strides down as numbers.
             return opaque(x.contiguous(memory_format=torch.channels_last), weight, bias, *geometry)
-        is_plain = x.device.type != 'cpu' or is_recorded() or torch.is_autocast_enabled('cpu')
+        is_plain = x.device.type != 'cpu' or is_recorded() or is_autocast_enabled('cpu')
         if is_plain or not self.weight.requires_grad or is_quick(self.weight, self.groups):
             return super().forward(x)
         return _Convolution.apply(x, self.weight, self.bias, *geometry)
@@ -99,13 +100,13 @@ def gradient(
 
 def mixed_precision(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """What a convolution gets under autocast, which does not know of ``opaque``."""
-    if not torch.is_autocast_enabled(x.device.type) or x.dtype == torch.float64:
+    if not is_autocast_enabled(x.device.type) or x.dtype == torch.float64:
         return x, weight, bias
     dtype = torch.get_autocast_dtype(x.device.type)
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
-@torch.library.custom_op('mmvit::convolution', mutates_args=())
+@custom_op('mmvit::convolution', mutates_args=())
 def opaque(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], groups: int
 ) -> Tensor:
@@ -114,7 +115,7 @@ def opaque(
     return out.contiguous(memory_format=torch.channels_last)
 
 
-@torch.library.custom_op('mmvit::convolution_backward', mutates_args=())
+@custom_op('mmvit::convolution_backward', mutates_args=())
 def opaque_backward(
     wanted: Sequence[bool],
     grad: Tensor,

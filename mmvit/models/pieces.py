@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mmvit.compat import is_compiling
+
 PIECE = 2**19  # elements; half as many are about as fast
 
 
@@ -56,7 +58,7 @@ def recomputed(function: Callable[..., Tensor], wanted: bool) -> Callable[..., T
 
 def is_recorded() -> bool:
     """Whether a compiler, exporter, tracer or CUDA graph records what is computed now."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if is_compiling() or torch.jit.is_tracing():
         return True
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 

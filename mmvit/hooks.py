@@ -16,6 +16,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
+from mmvit.environment import compiled_operators
 from mmvit.models.base import Backbone
 from mmvit.registry import HOOKS, register
 from mmvit.sharding import BLOCKS
@@ -76,13 +77,16 @@ class CompileBackboneHook(Hook):
 
 @register(HOOKS)
 class RoIAlignHook(Hook):
-    """Give mmcv's RoIAlign maps that it can read: contiguous, and in float32 where they are in bfloat16.
+    """Give mmcv's compiled RoIAlign maps that it can read: contiguous, and in float32 where they are in bfloat16.
 
-    It takes channels-last memory for channels-first without a word, and knows no bfloat16 (mmcv 2.1.0).
+    The compiled operator (mmcv 2.1.0) takes channels-last memory for channels-first without a word, and refuses
+    bfloat16. ``mmvit.ops`` has neither fault: where mmcv has no compiled operators, the hook does nothing.
     """
 
     def before_run(self, runner: Runner) -> None:
-        from mmcv.ops import RoIAlign  # noqa: PLC0415  mmcv-lite has none
+        if compiled_operators() is None:
+            return
+        from mmcv.ops import RoIAlign  # noqa: PLC0415  it takes a while to import
 
         for module in runner.model.modules():
             if isinstance(module, RoIAlign):

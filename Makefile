@@ -1,19 +1,20 @@
 # make demo: train, test and draw a detector on the embedded data (BACKBONE=mpvit_t, regionvit_t or pyramid_tnt_t).
-# make test: everything CI runs.
-PYTHON ?= python3.11
+# make test: lint and all tests in the default environment. make lanes: the other environments (tests/lanes).
+find = $(shell PYENV_VERSION=$(1) python$(1) -c 'import ensurepip, sys; print(sys.executable)' 2>/dev/null)
+PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13 3.10,$(call find,$(version))))
 BIN := .venv/bin
 READY := .venv/ready
 BACKBONE := mpvit_t
 CONFIG := maskrcnn_$(BACKBONE)_digits
 WORK := work_dirs/$(CONFIG)
-PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+IN_PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 DOCKER ?= docker
 PLOT := $(BIN)/mim run mmdet analyze_logs plot_curve
 
 # What these packages say of one another on every start; it helps nobody here.
 export PYTHONWARNINGS := ignore
 
-.PHONY: demo test test-fast lint image tables pins
+.PHONY: demo test test-fast lint lanes image tables pins
 .DELETE_ON_ERROR:
 
 demo: $(READY) data/digits/annotations/instances_val.json
@@ -30,22 +31,52 @@ demo: $(READY) data/digits/annotations/instances_val.json
 
 test test-fast: export OMP_NUM_THREADS := 1
 test: lint
-	$(PYTEST)
+	$(BIN)/pytest $(IN_PARALLEL)
 
 test-fast: lint
-	$(PYTEST) -m 'not slow'
+	$(BIN)/pytest $(IN_PARALLEL) -m 'not slow'
 
 lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python tests/readme_tables.py --check
-	$(BIN)/hadolint docker/Dockerfile docker/cpu.Dockerfile
+	$(BIN)/hadolint docker/Dockerfile
 
-# Build the image without CUDA, and show inside it that it works.
+# Each lane is an environment made from nothing. In it run the quick tests, those of the operators, and a training that
+# is killed, resumed and tested.
+LANES := oldest newest compiled forks
+lanes: $(LANES:%=lane-%)
+lane-oldest: VERSION := 3.10
+lane-newest: VERSION := 3.13
+lane-compiled: VERSION := 3.11
+lane-forks: VERSION := 3.12
+
+lane-%: BIN = .lanes/$*/bin
+lane-%: export OMP_NUM_THREADS := 1
+lane-%:
+	$(call make-environment,$(call find,$(VERSION)))
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --upgrade --requirement tests/lanes/$*.txt
+	$(if $(filter compiled,$*),$(compile-mmcv))
+	$(BIN)/python -m mmvit
+	$(BIN)/pytest $(IN_PARALLEL) -m 'not slow or lane'
+
+# mmcv's own operators in the place of mmcv-lite: ten minutes of g++. Without isolation, else it leaves them out silently.
+define compile-mmcv
+	$(BIN)/uv pip uninstall --quiet --python $(BIN)/python mmcv-lite
+	PATH="$(CURDIR)/$(BIN):$$PATH" MMCV_WITH_OPS=1 $(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation mmcv==2.1.0
+endef
+
+define make-environment
+	@$(or $(1),false) -c 'import ensurepip, sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+	    || { echo 'set-up stopped: it needs Python $(or $(VERSION),3.10 to 3.13), with its venv module: install it, or name one with make PYTHON=/path/to/python'; exit 1; }
+	test -x $(BIN)/uv || { $(1) -m venv --clear $(dir $(BIN)) && $(BIN)/pip install --quiet "$$(grep '^uv==' requirements.txt)"; }
+endef
+
+# Build the image, and show inside it that it works.
 image:
-	$(DOCKER) build --file docker/cpu.Dockerfile --tag mmvit:cpu .
-	$(DOCKER) run --rm mmvit:cpu bash docker/check.sh
+	$(DOCKER) build --file docker/Dockerfile --tag mmvit .
+	$(DOCKER) run --rm mmvit bash docker/check.sh
 
 # Write README's tables anew from the metafiles.
 tables: $(READY)
@@ -54,12 +85,13 @@ tables: $(READY)
 # Resolve the pins anew (pyproject.toml says which are held, and why).
 pins: $(READY)
 	$(BIN)/uv pip compile pyproject.toml --extra det --extra seg --extra dev --group pinned --upgrade \
-	    --python-version 3.11 --python-platform linux --no-emit-index-url --no-header --quiet -o requirements.txt
+	    --universal --python-version 3.10 --no-emit-index-url --no-header --quiet -o requirements.txt
 
 data/digits/annotations/instances_val.json: tools/make_digits.py | $(READY)
 	$(BIN)/python tools/make_digits.py data/digits
 
-$(READY): requirements.txt pyproject.toml bootstrap.py
-	@command -v $(PYTHON) >/dev/null || { echo 'set-up stopped: no $(PYTHON) found: install Python 3.11, or run make PYTHON=/path/to/python3.11'; exit 1; }
-	@$(PYTHON) bootstrap.py
+$(READY): requirements.txt pyproject.toml
+	$(call make-environment,$(PYTHON))
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --requirement requirements.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@

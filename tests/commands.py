@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from mmvit.environment import installed_version
+
+MMDET = 'mmdet' if installed_version('mmdet') else 'onedl-mmdetection'  # the name that mim knows
 BIN = Path(sys.executable).parent
 ENV = {**os.environ, 'PATH': f'{BIN}{os.pathsep}{os.environ["PATH"]}', 'PYTHONWARNINGS': 'ignore'}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import BIN, ENV, data_options, run, scalars
+from commands import BIN, ENV, MMDET, data_options, run, scalars
 from mmdet.datasets import CocoDataset
 
 pytestmark = pytest.mark.slow
@@ -53,7 +53,7 @@ def coco_options(coco) -> list[str]:
 def killed_run(coco_options, tmp_path_factory) -> Path:
     """The work dir of a training that was killed after its first epoch's checkpoint."""
     work_dir = tmp_path_factory.mktemp('coco_run')
-    command = [BIN / 'mim', 'train', 'mmdet', COCO_CONFIG, '--work-dir', work_dir, *coco_options]
+    command = [BIN / 'mim', 'train', MMDET, COCO_CONFIG, '--work-dir', work_dir, *coco_options]
     with open(work_dir / 'output.txt', 'w') as output:
         process = subprocess.Popen(
             list(map(str, command)), env=ENV, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
@@ -70,20 +70,22 @@ def killed_run(coco_options, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='session')
 def trained_coco(killed_run, coco_options) -> Path:
-    output = run('mim', 'train', 'mmdet', COCO_CONFIG, '--work-dir', killed_run, '--resume', *coco_options)
+    output = run('mim', 'train', MMDET, COCO_CONFIG, '--work-dir', killed_run, '--resume', *coco_options)
     assert 'resumed epoch: 1' in output
     assert 'Epoch(train) [1]' not in output
     return killed_run
 
 
+@pytest.mark.lane
 def test_coco_recipe_trains_and_resumes_after_a_kill(trained_coco):
     assert len(scalars(trained_coco, 'loss')) >= 8
     assert (trained_coco / 'epoch_2.pth').exists()
 
 
+@pytest.mark.lane
 def test_coco_recipe_is_tested_from_its_checkpoint(trained_coco, coco_options, tmp_path):
     checkpoint = trained_coco / 'epoch_2.pth'
-    output = run('mim', 'test', 'mmdet', COCO_CONFIG, '--checkpoint', checkpoint, '--work-dir', tmp_path, *coco_options)
+    output = run('mim', 'test', MMDET, COCO_CONFIG, '--checkpoint', checkpoint, '--work-dir', tmp_path, *coco_options)
     assert 'coco/segm_mAP' in output
 
 

@@ -37,9 +37,9 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from math import prod
 from multiprocessing import get_context
@@ -63,6 +63,7 @@ from torch import Tensor, nn
 from torch.profiler import profile
 from torch.utils.benchmark import Timer
 
+from mmvit.environment import describe_operators, installed_versions
 from mmvit.flops import Work, count_work
 from mmvit.models import MPViT, PyramidTNT, RegionViT
 
@@ -394,7 +395,7 @@ def measure_footprint(job: Job) -> Footprint:
     if job.mode == 'compile':
         task.step()  # the compiler needs far more memory than what it compiles
     memory = peak_memory(task.capture if job.mode == 'graph' else task.step, job.device)
-    with torch.compiler.set_stance('force_eager'):
+    with torch.compiler.set_stance('force_eager') if job.mode == 'compile' else nullcontext():
         work = count_work(task.step)
     return Footprint(task.weights, memory, work)
 
@@ -524,22 +525,15 @@ def describe_environment(args: argparse.Namespace) -> dict[str, Any]:
     else:
         models = re.findall(r'^model name\s*: (.+)$', Path('/proc/cpuinfo').read_text(), re.MULTILINE)
         device = f'{models[0] if models else platform.machine()}, threads {args.threads}'
-    packages = ('mmvit', 'mmengine', 'mmcv', 'mmcv-lite', 'mmdet', 'mmsegmentation', 'timm')
     return {
         'device': device,
         'CPU capability': torch.backends.cpu.get_cpu_capability(),
         'CPU threads': args.threads,
         'fp32 matrix products': torch.get_float32_matmul_precision(),
+        'operators': describe_operators(),
+        **installed_versions(),
         'torch': torch.__version__,
-        **{name: version(name) for name in packages if is_installed(name)},
     }
-
-
-def is_installed(package: str) -> bool:
-    try:
-        return bool(version(package))
-    except PackageNotFoundError:
-        return False
 
 
 def size_text(job: Job) -> str:

@@ -30,6 +30,11 @@ REPORTED = (
     *(name for row in SAME_FILES for name in row), 'openmim', 'setuptools',
 )  # fmt: skip
 
+RUNS_PICKLES = (
+    'can run code that somebody put into a checkpoint when it loads one (load_from, resume, --checkpoint, Pretrained; '
+    'mmvit.OfficialWeights is safe): load only files that you trust'
+)
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -152,10 +157,10 @@ def _find_torch_faults() -> Iterator[Fault]:
         )
     if torch.__version__ < '2.6':
         yield Fault(
-            f'PyTorch {torch_version} runs what the pickle in a checkpoint says when mmengine loads it (load_from, '
-            f'resume, --checkpoint, Pretrained): load only files that you trust, or run `pip install --upgrade torch '
-            f'torchvision`. (mmvit.OfficialWeights is safe here too.)'
+            f'mmengine on PyTorch {torch.__version__} {RUNS_PICKLES}, or run `pip install --upgrade torch torchvision`.'
         )
+    elif installed_version('onedl-mmengine'):
+        yield Fault(f"onedl-mmengine {RUNS_PICKLES}, or use OpenMMLab's own packages.")
 
 
 def _find_missing_packages() -> Iterator[Fault]:

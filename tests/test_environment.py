@@ -16,6 +16,7 @@ import torch
 from mmvit import environment
 
 OLD_TORCH = torch.__version__ < '2.6'
+FORK = environment.installed_version('onedl-mmengine')
 
 
 def python(*arguments: object, path: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -52,10 +53,10 @@ def test_page_of_this_environment():
         assert f'{name} {environment.installed_version(name)}' in page
     assert 'operators' in page
     assert 'CPU (' in page
-    assert ('runs what the pickle' if OLD_TORCH else 'none found') in page
+    assert ('load only files that you trust' if OLD_TORCH or FORK else 'none found') in page
 
 
-@pytest.mark.skipif(OLD_TORCH, reason='PyTorch below 2.6 is warned of')
+@pytest.mark.skipif(bool(OLD_TORCH or FORK), reason='loading checkpoints is warned of here')
 def test_a_sound_environment_gets_no_warning(recwarn):
     environment.check_environment()
     assert not recwarn.list
@@ -146,7 +147,7 @@ def test_numpy_2_with_a_torch_for_numpy_1(monkeypatch):
 
 def test_old_torch_gets_a_warning(monkeypatch):
     monkeypatch.setattr(torch, '__version__', torch.torch_version.TorchVersion('2.5.1'))
-    with pytest.warns(UserWarning, match='runs what the pickle in a checkpoint says'):
+    with pytest.warns(UserWarning, match='mmengine on PyTorch 2.5.1 can run code'):
         environment.check_environment()
 
 

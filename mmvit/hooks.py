@@ -80,7 +80,7 @@ class RoIAlignHook(Hook):
     """Give mmcv's compiled RoIAlign maps that it can read: contiguous, and in float32 where they are in bfloat16.
 
     The compiled operator (mmcv 2.1.0) takes channels-last memory for channels-first without a word, and refuses
-    bfloat16. ``mmvit.ops`` has neither fault: where mmcv has no compiled operators, the hook does nothing.
+    bfloat16. ``mmvit.ops`` takes both, so the hook does nothing where mmcv has no compiled operators.
     """
 
     def before_run(self, runner: Runner) -> None:

@@ -8,6 +8,7 @@ import torch
 from mmcv.ops import RoIAlign
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from versions import needs_compiler
 
 from mmvit.models import pieces
 
@@ -175,7 +176,8 @@ def test_stochastic_depth(family):
 # aot_eager captures and differentiates as the default backend does, and leaves out its minutes of C++.
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ('backend', 'size'), [('aot_eager', (64, 64)), ('aot_eager', (65, 97)), ('inductor', (65, 97))]
+    ('backend', 'size'),
+    [('aot_eager', (64, 64)), ('aot_eager', (65, 97)), pytest.param('inductor', (65, 97), marks=needs_compiler)],
 )
 def test_compiled_equals_eager(family, backend, size):
     model = family.build().eval()

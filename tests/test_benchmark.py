@@ -10,6 +10,7 @@ import torch
 from benchmark import Ceilings, Footprint, Job, Result, Task
 from commands import run
 from torch import nn
+from versions import needs_compiler
 
 from mmvit.flops import Work
 from mmvit.models import MPViT
@@ -299,6 +300,7 @@ def test_command(tmp_path):
     assert (tmp_path / 'x.png').stat().st_size > 10_000
 
 
+@needs_compiler
 @pytest.mark.slow
 def test_compiled_model_is_compiled_and_still_counted():
     job = Job('test_benchmark:Linear', mode='compile', size=(8, 8))

@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 from samples import sample
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
+from versions import needs_compiler
 
 from mmvit.hooks import backbone_of
 from mmvit.registry import HOOKS
@@ -140,6 +141,7 @@ def test_compiled_backbone_trains_and_saves_as_usual(family, tmp_path):
     assert counter.counts[-1] <= (2 if dynamic or family.name == 'regionvit' else 1) * blocks
 
 
+@needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize('training', [True, False], ids=['training', 'evaluating'])
 def test_pytorchs_compiler_makes_one_program_for_all_sizes(family, training):

@@ -15,13 +15,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import skimage.data
-from pycocotools import mask as coco_mask
-from skimage.color import gray2rgb
-from skimage.io import imsave
-from skimage.transform import rescale, resize, rotate
-from skimage.util import img_as_float, img_as_ubyte
-from sklearn.datasets import load_digits
+
+try:
+    import skimage.data
+    from pycocotools import mask as coco_mask
+    from skimage.color import gray2rgb
+    from skimage.io import imsave
+    from skimage.transform import rescale, resize, rotate
+    from skimage.util import img_as_float, img_as_ubyte
+    from sklearn.datasets import load_digits
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f'{error.name} is missing: run `pip install scikit-image scikit-learn pycocotools` for the photographs, '
+        f'the digits and the masks.'
+    ) from None
 
 PHOTOGRAPHS = {
     'train': ('astronaut', 'brick', 'camera', 'cat', 'grass', 'hubble_deep_field', 'immunohistochemistry', 'moon'),

@@ -1,5 +1,6 @@
 # make demo: train, test and draw a detector on the embedded data (BACKBONE=mpvit_t, regionvit_t or pyramid_tnt_t).
 # make test: lint and all tests in the default environment. make lanes: the other environments (tests/lanes).
+# The path of a version of Python, if it is there. Where pyenv is in use, its variable makes it answer.
 find = $(shell PYENV_VERSION=$(1) python$(1) -c 'import ensurepip, sys; print(sys.executable)' 2>/dev/null)
 PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13 3.10,$(call find,$(version))))
 BIN := .venv/bin
@@ -47,30 +48,32 @@ lint: $(READY)
 # is killed, resumed and tested.
 LANES := oldest newest compiled forks
 lanes: $(LANES:%=lane-%)
-lane-oldest: VERSION := 3.10
-lane-newest: VERSION := 3.13
-lane-compiled: VERSION := 3.11
-lane-forks: VERSION := 3.12
+lane-oldest: LANE_PYTHON := 3.10
+lane-newest: LANE_PYTHON := 3.13
+lane-compiled: LANE_PYTHON := 3.11
+lane-forks: LANE_PYTHON := 3.12
 
 lane-%: BIN = .lanes/$*/bin
 lane-%: export OMP_NUM_THREADS := 1
 lane-%:
-	$(call make-environment,$(call find,$(VERSION)))
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --upgrade --requirement tests/lanes/$*.txt
+	$(call make-environment,$(call find,$(LANE_PYTHON)),Python $(LANE_PYTHON))
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement tests/lanes/$*.txt
 	$(if $(filter compiled,$*),$(compile-mmcv))
 	$(BIN)/python -m mmvit
 	$(BIN)/pytest $(IN_PARALLEL) -m 'not slow or lane'
 
-# mmcv's own operators in the place of mmcv-lite: ten minutes of g++. Without isolation, else it leaves them out silently.
+# Builds mmcv with its own operators (ten minutes of g++). In an isolated build mmcv leaves them out without a word.
 define compile-mmcv
 	$(BIN)/uv pip uninstall --quiet --python $(BIN)/python mmcv-lite
 	PATH="$(CURDIR)/$(BIN):$$PATH" MMCV_WITH_OPS=1 $(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation mmcv==2.1.0
 endef
 
+# $(1): a Python, $(2): what is looked for
 define make-environment
 	@$(or $(1),false) -c 'import ensurepip, sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
-	    || { echo 'set-up stopped: it needs Python $(or $(VERSION),3.10 to 3.13), with its venv module: install it, or name one with make PYTHON=/path/to/python'; exit 1; }
-	test -x $(BIN)/uv || { $(1) -m venv --clear $(dir $(BIN)) && $(BIN)/pip install --quiet "$$(grep '^uv==' requirements.txt)"; }
+	    || { echo 'set-up stopped: it needs $(2) with its venv module: install it'; exit 1; }
+	$(1) -m venv --clear $(dir $(BIN))
+	$(BIN)/pip install --quiet "$$(grep '^uv==' requirements.txt)"
 endef
 
 # Build the image, and show inside it that it works.
@@ -91,7 +94,7 @@ data/digits/annotations/instances_val.json: tools/make_digits.py | $(READY)
 	$(BIN)/python tools/make_digits.py data/digits
 
 $(READY): requirements.txt pyproject.toml
-	$(call make-environment,$(PYTHON))
+	$(call make-environment,$(PYTHON),Python 3.10 to 3.13 (or make PYTHON=/path/to/python))
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --requirement requirements.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -4,6 +4,7 @@
 importing mmvit does the same where no ``.pth`` file is read. It imports nothing until ``mmcv._ext`` is asked for.
 """
 
+import os
 import sys
 
 
@@ -17,10 +18,13 @@ class Finder:
         from importlib.util import find_spec, spec_from_file_location  # noqa: PLC0415  every Python start would pay
 
         package = find_spec('mmvit')
-        if package is None or package.origin is None:
+        if package is None or not package.submodule_search_locations:
             return None
-        folder = package.origin.replace('__init__.py', 'ops')
-        return spec_from_file_location(name, folder + '/__init__.py', submodule_search_locations=[folder])
+        folder = os.path.join(package.submodule_search_locations[0], 'ops')
+        file = os.path.join(folder, '__init__.py')
+        if not os.path.isfile(file):
+            return None
+        return spec_from_file_location(name, file, submodule_search_locations=[folder])
 
 
 sys.meta_path.append(Finder)

@@ -1,6 +1,6 @@
 """What differs between the versions of PyTorch (2.1 and later) and NumPy (1.26 and later) that mmvit supports.
 
-No other module of the networks and their files asks for a version.
+No network asks for a version.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _Unregistered:
     """Stands for an operator where ``torch.library`` has no ``custom_op``; nothing calls it."""
 
     def __init__(self, name: str, mutates_args: Iterable[str]) -> None:
-        self.name = name
+        """Do nothing."""
 
     def __call__(self, function: Callable[..., Any]) -> _Unregistered:
         return self

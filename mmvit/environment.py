@@ -1,6 +1,6 @@
 """What mmvit finds installed beside it: a page to paste into an issue, and one sentence for each fault.
 
-``python -m mmvit`` prints the page. Importing mmvit raises for a fault that nothing works with and warns of the others.
+``python -m mmvit`` prints the page. Importing mmvit raises an error where mmvit cannot work, and warns of other faults.
 This module needs nothing but the standard library, so that it works in a broken environment.
 """
 
@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +31,7 @@ REPORTED = (
     *(name for row in SAME_FILES for name in row), 'openmim', 'setuptools',
 )  # fmt: skip
 
+USE_LITE = "`pip uninstall --yes mmcv mmcv-lite onedl-mmcv`, then `pip install 'mmcv-lite>=2.1,<2.2'`"
 RUNS_PICKLES = (
     'can run code that somebody put into a checkpoint when it loads one (load_from, resume, --checkpoint, Pretrained; '
     'mmvit.OfficialWeights is safe): load only files that you trust'
@@ -109,7 +111,8 @@ def compiled_operators() -> Path | None:
     """The file of mmcv's compiled operators, if it is there; it may not load."""
     mmcv = find_spec('mmcv')
     folders = (mmcv and mmcv.submodule_search_locations) or []
-    return next((file for folder in folders for file in Path(folder).glob('_ext.*') if file.suffix != '.py'), None)
+    files = (Path(folder, f'_ext{suffix}') for folder in folders for suffix in EXTENSION_SUFFIXES)
+    return next(filter(Path.is_file, files), None)
 
 
 def describe_devices() -> str:
@@ -134,30 +137,39 @@ def _find_double_packages() -> Iterator[Fault]:
 
 
 def _find_torch_faults() -> Iterator[Fault]:
-    torch_version = installed_version('torch')
+    if error := _import_error('torch'):
+        yield Fault(
+            f'PyTorch does not load ({error}): run `pip install --force-reinstall --no-deps torch`.', is_fatal=True
+        )
+        return
+    import numpy as np  # noqa: PLC0415  the standard library was enough until here
+    import torch  # noqa: PLC0415
+
+    torch_version = torch.__version__.partition('+')[0]  # no index has what stands behind the +
     if find_spec('torchvision') is None:
-        yield Fault('torchvision is missing: run `pip install torchvision`.', is_fatal=True)
+        yield Fault(
+            f'torchvision is missing: run `pip install torch=={torch_version} torchvision`.',
+            is_fatal=True,
+        )
         return
     if error := _import_error('torchvision'):
         yield Fault(
             f'torchvision {installed_version("torchvision")} does not match PyTorch {torch_version} ({error}): run '
-            f'`pip install --force-reinstall torch=={torch_version} torchvision`.',
+            f'`pip uninstall --yes torchvision`, then `pip install torch=={torch_version} torchvision`.',
             is_fatal=True,
         )
         return
-    import numpy as np  # noqa: PLC0415
-    import torch  # noqa: PLC0415
-
+    opencv = 'opencv-python-headless' if installed_version('opencv-python-headless') else 'opencv-python'
     try:
         torch.from_numpy(np.zeros(1))
     except RuntimeError:
         yield Fault(
             f'PyTorch {torch_version} was built for NumPy 1 and cannot use NumPy {np.__version__}: run `pip install '
-            f"'numpy<2' 'opencv-python<4.12'`."
+            f"'numpy<2' '{opencv}<4.12'`."
         )
     if torch.__version__ < '2.6':
         yield Fault(
-            f'mmengine on PyTorch {torch.__version__} {RUNS_PICKLES}, or run `pip install --upgrade torch torchvision`.'
+            f'mmengine on PyTorch {torch_version} {RUNS_PICKLES}, or run `pip install --upgrade torch torchvision`.'
         )
     elif installed_version('onedl-mmengine'):
         yield Fault(f"onedl-mmengine {RUNS_PICKLES}, or use OpenMMLab's own packages.")
@@ -180,18 +192,15 @@ def _find_missing_packages() -> Iterator[Fault]:
 
 
 def _find_mmcv_faults() -> Iterator[Fault]:
-    mmcv = next((found for name in SAME_FILES[0][:2] if (found := installed_version(name))), None)
+    mmcv, number = next(((name, found) for name in SAME_FILES[0] if (found := installed_version(name))), ('mmcv', '0'))
     for name in ('mmdet', 'mmsegmentation'):
         toolbox = installed_version(name)
-        if mmcv and toolbox and _numbers(mmcv) >= (2, 2):
-            yield Fault(
-                f'{name} {toolbox} refuses mmcv {mmcv}: run `pip uninstall --yes mmcv mmcv-lite`, then `pip install '
-                f"'mmcv-lite<2.2'`."
-            )
+        if toolbox and _numbers(number) >= (2, 2):
+            yield Fault(f'{name} {toolbox} refuses {mmcv} {number}: run {USE_LITE}.')
     if compiled_operators() and (error := _import_error('mmcv._ext')):
         yield Fault(
-            f"mmcv's compiled operators do not load ({error}), for they were built for another PyTorch: build mmcv "
-            f"anew, or run `pip uninstall --yes mmcv` and `pip install mmcv-lite=={mmcv}` to use mmvit's."
+            f"{mmcv}'s compiled operators do not load ({error}), for they were built for another PyTorch: build {mmcv} "
+            f"anew, or use mmvit's: run {USE_LITE}."
         )
 
 
@@ -215,4 +224,4 @@ def _numbers(number: str) -> tuple[int, ...]:
 
 def is_page_asked_for() -> bool:
     """Whether ``python -m mmvit`` imports mmvit: then Python has put '-m' for the program's name."""
-    return sys.argv[:1] == ['-m']
+    return sys.argv[:1] == ['-m'] and sys.orig_argv[-len(sys.argv)].removeprefix('-m') == 'mmvit'

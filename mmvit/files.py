@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickletools
 import re
+import tarfile
+import zipfile
 from argparse import Namespace
 from collections.abc import Mapping
 from functools import cache
@@ -113,13 +115,28 @@ def _loaded(path: Path) -> Mapping[str, Any]:
     try:
         if path.suffix == '.safetensors':
             return safetensors.torch.load_file(path)
+        _refuse_programs(path)
         with safe_globals([Namespace]):  # training programs keep their arguments in it
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except _BadFileError:
+        raise
     except Exception as error:  # broken files raise errors of many types, unexpected ones too
         raise _BadFileError(_diagnosis(path, error)) from None
     if not isinstance(checkpoint, Mapping):
         raise _BadFileError(f'holds a {type(checkpoint).__name__}, not a mapping of weights')
     return checkpoint
+
+
+def _refuse_programs(path: Path) -> None:
+    """Raise for the two formats from which PyTorch below 2.6 runs code even where it is asked for weights only."""
+    is_torchscript = zipfile.is_zipfile(path) and any(
+        name.endswith('/constants.pkl') for name in zipfile.ZipFile(path).namelist()
+    )
+    if is_torchscript or tarfile.is_tarfile(path):
+        raise _BadFileError(
+            f'is refused: it is a {"TorchScript program" if is_torchscript else "tar archive"}, which could run code. '
+            f'Ask its author for a safetensors file or a plain state_dict.'
+        )
 
 
 def _diagnosis(path: Path, error: Exception) -> str:

@@ -10,7 +10,7 @@ import torch
 from benchmark import Ceilings, Footprint, Job, Result, Task
 from commands import run
 from torch import nn
-from versions import needs_compiler
+from versions import needs_compiler, needs_torch
 
 from mmvit.flops import Work
 from mmvit.models import MPViT
@@ -301,6 +301,7 @@ def test_command(tmp_path):
 
 
 @needs_compiler
+@needs_torch('2.6', '@compile')
 @pytest.mark.slow
 def test_compiled_model_is_compiled_and_still_counted():
     job = Job('test_benchmark:Linear', mode='compile', size=(8, 8))

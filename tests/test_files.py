@@ -7,6 +7,7 @@ import pickle
 import re
 import subprocess
 import sys
+import tarfile
 import threading
 from argparse import Namespace
 from collections.abc import Callable
@@ -283,6 +284,16 @@ def test_files_saved_on_a_gpu(name, tmp_path, official, monkeypatch):
             torch.load(path, weights_only=True)
     assert {v.device.type for v in read_checkpoint(str(path))['model'].values()} == {'cpu'}
     assert equal(initialised(path), official)
+
+
+def test_formats_that_can_hold_a_program_are_refused(tmp_path):
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), tmp_path / 'program.pth')
+    with pytest.raises(RuntimeError, match='program.pth is refused: it is a TorchScript program'):
+        read_checkpoint(str(tmp_path / 'program.pth'))
+    with tarfile.open(tmp_path / 'old.pth', 'w') as archive:
+        archive.add(__file__, 'storages')
+    with pytest.raises(RuntimeError, match='old.pth is refused: it is a tar archive'):
+        read_checkpoint(str(tmp_path / 'old.pth'))
 
 
 # The sha256 of a file.

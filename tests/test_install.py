@@ -31,7 +31,7 @@ OPERATORS = "import mmcv.ops, sys; print(sys.modules['mmcv._ext'].__file__)"
 @pytest.fixture(scope='session')
 def wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('wheel')
-    run(sys.executable, '-m', 'build', '--wheel', '--no-isolation', '--outdir', folder)
+    run(sys.executable, '-m', 'build', '--no-isolation', '--outdir', folder)  # from the source archive
     return next(folder.glob('mmvit-*.whl'))
 
 
@@ -70,7 +70,10 @@ def test_wheel_ships_what_mim_and_python_look_for(wheel):
 
 
 def test_one_line_installs_all_that_mim_needs(wheel, clean_venv, digits, tmp_path):
-    install(clean_venv, f'{wheel}[det]', 'opencv-python-headless')
+    pip = (clean_venv / 'bin' / 'pip', 'install', '--quiet')
+    run(*pip, '--constraint', clean_venv / 'pins.txt', f'{wheel}[det]')  # plain pip, and none of uv's overrides
+    run(clean_venv / 'bin' / 'pip', 'uninstall', '--yes', 'opencv-python')  # this machine may have no libGL
+    run(*pip, '--constraint', clean_venv / 'pins.txt', 'opencv-python-headless')
     options = [f'{s}_dataloader.dataset.data_root={digits}/' for s in ('train', 'val')]
     options += [f'val_evaluator.ann_file={digits}/annotations/instances_val.json', 'train_cfg.max_epochs=1']
     (configs,) = clean_venv.glob('lib/*/site-packages/mmvit/.mim/configs')

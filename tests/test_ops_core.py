@@ -26,6 +26,7 @@ from mmcv.ops import (
 from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
 from torch import nn
 from torch.nn import functional as F
+from versions import needs_compiled_mmcv
 
 import mmvit.ops
 
@@ -42,7 +43,6 @@ roi_pools = pytest.mark.parametrize(
     ids=['avg', 'avg of 2', 'max', 'RoIPool'],
 )
 compiled = importlib.import_module('mmcv._ext')
-side_by_side = pytest.mark.skipif(compiled.__file__.endswith('.py'), reason='mmcv has no compiled module here')
 
 
 @pytest.fixture(autouse=True)
@@ -654,7 +654,7 @@ def clustered(count, whole=False):
     return boxes, (scores * 20).round() / 20 if whole else scores
 
 
-@side_by_side
+@needs_compiled_mmcv
 @pytest.mark.parametrize('whole', [False, True], ids=['fractions', 'whole pixels'])
 @pytest.mark.parametrize('count', [1, 7, 100, 600])
 class TestSuppressionSideBySide:
@@ -696,7 +696,7 @@ def assert_filled_alike(function, *args, filled, **named):
         assert_same(ours / scale, theirs / scale)
 
 
-@side_by_side
+@needs_compiled_mmcv
 @pool_modes
 @sampling_ratios
 @pytest.mark.parametrize('aligned', [False, True])
@@ -711,7 +711,7 @@ def test_roi_align_side_by_side(pool_mode, sampling_ratio, aligned):
     assert_filled_alike('roi_align_backward', output, rois, *at, filled=[torch.randn_like(features)], **named)
 
 
-@side_by_side
+@needs_compiled_mmcv
 @geometries
 def test_deform_conv_side_by_side(geometry):
     """The gradients are added to those of input and weight, and take the place of the offset's."""
@@ -731,7 +731,7 @@ def test_deform_conv_side_by_side(geometry):
     backward(filled=filled, scale=0.5, **named)
 
 
-@side_by_side
+@needs_compiled_mmcv
 @geometries
 @pytest.mark.parametrize('with_bias', [False, True])
 def test_modulated_deform_conv_side_by_side(geometry, with_bias):

@@ -15,6 +15,7 @@ from mmcv.ops.merge_cells import ConcatCell, GlobalPoolingCell, SumCell
 from mmcv.utils.env import collect_env
 from mmengine.registry import MODELS
 from torch.autograd import gradcheck
+from versions import needs_compiled_mmcv
 
 import mmvit.ops
 
@@ -318,7 +319,7 @@ def test_psa_mask(psa_type, size, mask_size):
     assert layer(masks[:0]).shape == (0, math.prod(size), *size)
 
 
-@pytest.mark.skipif(mmcv._ext.__file__.endswith('.py'), reason='mmcv has no compiled operators here')
+@needs_compiled_mmcv
 @pytest.mark.parametrize(('size', 'mask_size'), PSA_SIZES)
 @pytest.mark.parametrize('psa_type', ['collect', 'distribute'])
 def test_psa_mask_is_the_compiled_one(psa_type, size, mask_size, monkeypatch):

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmvit.environment import compiled_operators
+
 HEADER = Path(sysconfig.get_path('include'), 'Python.h')
+compiled_mmcv = compiled_operators() is not None
+needs_compiled_mmcv = pytest.mark.skipif(not compiled_mmcv, reason='mmcv has no compiled operators here')
+needs_mmcv_lite = pytest.mark.skipif(compiled_mmcv, reason="mmcv's compiled operators come first here")
 needs_compiler = pytest.mark.skipif(
     shutil.which('g++') is None or not HEADER.is_file(),
     reason="torch.compile's own backend needs g++ and the headers of Python, which this machine lacks",

@@ -1,4 +1,4 @@
-"""Operators of mmcv.ops as models for ``benchmark.py``: mmcv's compiled ones (an environment that has them) and ours.
+"""Operators of mmcv.ops as models for ``benchmark.py``: ours, and mmcv's compiled ones where they are installed.
 
     python tools/benchmark.py benchmark_operators:compiled_nms benchmark_operators:nms --time-only --sizes 32
     python tools/benchmark.py benchmark_operators:compiled_roi_align benchmark_operators:roi_align --step train \
@@ -26,10 +26,10 @@ class Operator(nn.Module):
     """One of mmcv's operators on fixed tensors.
 
     Args:
-        run: Calls mmcv's function on the map.
-        module: That calls the compiled functions.
+        run: Calls the operator on the map.
+        module: The module of mmcv.ops that calls the compiled functions.
         functions: The compiled functions, or those that stand in for them.
-        shape: Of the map, the input that gets a gradient.
+        shape: Shape of the map, the input that gets a gradient.
     """
 
     def __init__(

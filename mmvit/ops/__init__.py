@@ -87,7 +87,7 @@ def get_compiling_cuda_version() -> str:
 
 
 def __getattr__(name: str):
-    """A stand-in for any other operator, so that mmcv.ops can be imported; it raises when it is called."""
+    """A stand-in for any other operator. It lets mmcv.ops be imported and raises NotImplementedError when called."""
     if name.startswith('_'):
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 

@@ -4,7 +4,7 @@ Features are (n, channels, h, w), regions (regions, 5) with the image's index an
 image, offsets (regions, 2, pooled_height, pooled_width) with x before y, in units of ``gamma`` times the region's size;
 an empty tensor stands for none. A bin is the mean of the points of a grid, interpolated as in RoIAlign.
 
-An embedding bag computes it: its table are the pixels of all images, its bags the bins, each with the pixels around its
+An embedding bag computes it: its table is the pixels of all images, its bags the bins, each with the pixels around its
 points and their weights. So the values of the points are never held.
 """
 

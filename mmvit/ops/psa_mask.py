@@ -2,7 +2,8 @@
 
 A mask (n, h_mask * w_mask, h_feature, w_feature) holds for each pixel a window of values around it. The operator moves
 them to (n, h_feature * w_feature, h_feature, w_feature), where each pair of pixels has a value: zero where one lies
-outside the other's window. Collecting, the window is that of the pair's last pixel; distributing, of its first.
+outside the other's window. In collect mode the window is that of the pair's last pixel, in distribute
+mode that of its first.
 """
 
 import torch

@@ -1,6 +1,10 @@
 """The fast ways of computing give what the plain networks give; what is kept between forwards never shows."""
 
 import copy
+import os
+import random
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -128,6 +132,31 @@ def test_changed_dtype_is_seen(family):
     assert all(p.grad is not None for p in model.parameters())
 
 
+CALLS = int(os.environ.get('MMVIT_THREADED_CALLS', '200'))  # of each family; 5000 take minutes
+
+
+def test_one_model_called_by_four_threads(family):
+    model = family.build().eval()
+    choose = random.Random(0)
+    sizes = [(choose.randint(32, 100), choose.randint(32, 100)) for _ in range(8)]
+    inputs = {size: images(1, 3, *size) for size in sizes}
+    with torch.no_grad():
+        expected = {size: model(x) for size, x in inputs.items()}
+
+    def differs(size):
+        with torch.no_grad():
+            return not all(torch.equal(a, b) for a, b in zip(model(inputs[size]), expected[size], strict=True))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads change places within a few lines
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            wrong = sum(pool.map(differs, choose.choices(sizes, k=CALLS)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert wrong == 0, f'{wrong} of {CALLS} calls'
+
+
 class Doubler(nn.Module):
     def __init__(self):
         super().__init__()
@@ -160,3 +189,28 @@ def test_kept_until_something_changes():
     module.eval()
     assert module('a').requires_grad
     assert not module.state_dict().keys() - {'weight'}
+
+
+class Interrupted:
+    """A key; when it is first compared, something else happens, as if another thread came in between."""
+
+    def __init__(self, meanwhile):
+        self.meanwhile = [meanwhile]
+
+    def __eq__(self, other):
+        if self.meanwhile:
+            self.meanwhile.pop()()
+        return isinstance(other, Interrupted)
+
+    __hash__ = None
+
+
+@torch.no_grad()
+def test_kept_is_not_mixed_up_by_a_call_in_between():
+    kept, weight = Kept().eval(), torch.ones(3)
+
+    def meanwhile():
+        kept.get('other', weight, lambda: 'of the other')
+
+    kept.get(Interrupted(meanwhile), weight, lambda: 'own')
+    assert kept.get(Interrupted(meanwhile), weight, lambda: 'own') == 'own'

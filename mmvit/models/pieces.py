@@ -80,7 +80,8 @@ class Kept(nn.Module):
 
     Nothing stale comes out: it is made anew when gradients are wanted or the weight, its dtype or its device changed;
     it is forgotten when the module is told to train or to evaluate, which also ends what cannot be seen on the weight
-    (an averaged model's ``.data`` swapped in). Recorded programs make their own.
+    (an averaged model's ``.data`` swapped in). Recorded programs make their own, and so does a weight that was built
+    under inference mode: it does not count its changes.
     """
 
     def __init__(self) -> None:
@@ -89,12 +90,13 @@ class Kept(nn.Module):
 
     def get(self, key: Any, weight: Tensor, make: Callable[[], Any]) -> Any:
         """The result of ``make()``, or of the last call if ``key`` and ``weight`` are the same."""
-        if self.training or torch.is_grad_enabled() or is_recorded():
+        if self.training or torch.is_grad_enabled() or is_recorded() or weight.is_inference():
             return make()
         key = (key, weight.data_ptr(), weight._version, weight.dtype, weight.device)
-        if self.last[0] != key:
-            self.last = (key, make())
-        return self.last[1]
+        last = self.last  # read once: another thread may replace it at any moment
+        if last[0] != key:
+            self.last = last = (key, make())
+        return last[1]
 
     def train(self, mode: bool = True) -> Kept:
         self.last = (None, None)

@@ -57,6 +57,39 @@ def test_images_of_a_batch_do_not_mix(family):
         torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize('mode', ['train', 'frozen statistics', 'no_grad'])
+@pytest.mark.parametrize('with_cp', [False, True])
+def test_batch_without_images(family, mode, with_cp):
+    model = family.build(with_cp=with_cp).train(mode == 'train')
+    expected = [(0, *out.shape[1:]) for out in model(images(2, 3, 65, 97))]
+    x = images(0, 3, 65, 97).requires_grad_()
+    with torch.set_grad_enabled(mode != 'no_grad'):
+        outs = model(x)
+    assert [out.shape for out in outs] == expected
+    if mode == 'no_grad':
+        return
+    total(outs).backward()
+    assert x.grad.shape == x.shape
+    assert all((p.grad == 0).all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize('mode', [torch.no_grad, torch.inference_mode])
+def test_built_under_inference_mode(family, mode):
+    expected_of = family.build().eval()
+    with torch.inference_mode():
+        model = family.build().eval()
+    x = images(1, 3, 65, 97)
+    with mode():
+        for a, b in zip(model(x), expected_of(x), strict=True):
+            assert torch.equal(a, b)
+    with torch.inference_mode():
+        for module in (model, expected_of):
+            for parameter in module.parameters():
+                parameter.add_(0.1)
+        for a, b in zip(model(x), expected_of(x), strict=True):  # the change of the weights is seen
+            assert torch.equal(a, b)
+
+
 def test_memory_format_of_the_input_does_not_matter(family):
     model = family.build().eval()
     x = images(1, 3, 64, 65)

@@ -202,7 +202,7 @@ class Block(nn.Module):
 
     def pieces(self, x: Tensor, grid: WindowGrid) -> Iterator[tuple[Tensor, Tensor]]:
         """Some windows at a time, all with one bias, and this."""
-        step = max(1, tokens_at_once(x) // (x.shape[1] * x.shape[2]))
+        step = max(1, tokens_at_once(x) // max(1, x.shape[1] * x.shape[2]))  # no tokens: a batch without images
         for alike, bias in zip(x.split(grid.counts), self.attn.biases(grid), strict=True):
             for windows in alike.split(step) if in_pieces(x) else [alike]:
                 yield windows, bias

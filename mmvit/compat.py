@@ -15,6 +15,7 @@ import torch
 
 __all__ = [
     'add_safe_globals',
+    'cpu_autocast_dtype',
     'custom_op',
     'is_autocast_enabled',
     'is_compiled_for_training',
@@ -38,6 +39,13 @@ def is_autocast_enabled(device_type: str) -> bool:
         return torch.is_autocast_enabled(device_type)
     except TypeError:  # below PyTorch 2.4 it takes no argument and means CUDA
         return torch.is_autocast_cpu_enabled() if device_type == 'cpu' else torch.is_autocast_enabled()
+
+
+def cpu_autocast_dtype() -> torch.dtype:
+    """What autocast computes in on a CPU."""
+    if hasattr(torch, 'get_autocast_dtype'):  # PyTorch 2.4
+        return torch.get_autocast_dtype('cpu')
+    return torch.get_autocast_cpu_dtype()
 
 
 def safe_globals(classes: Iterable[Any]) -> AbstractContextManager:

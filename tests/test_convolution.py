@@ -79,6 +79,39 @@ def test_mixed_precision(geometry):
         torch.testing.assert_close(a, b)
 
 
+@pytest.fixture
+def _dirty_memory():
+    """What is freed here is what a program reads that reads too far."""
+    for size in (64, 256, 1024, 4096, 16384):
+        torch.full((size,), float('nan'))
+
+
+@pytest.mark.parametrize('mode', ['weights', 'autocast', pytest.param('operation', marks=needs_opaque)])
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('size', [(4, 1), (8, 1), (9, 1), (4, 2)])
+@pytest.mark.parametrize('geometry', [(16, 32, 3, 2, 16, True), (16, 32, 3, 2, 1, False), (32, 64, 5, 2, 32, True)])
+@pytest.mark.usefixtures('_dirty_memory')
+def test_bfloat16_with_one_column_left(geometry, size, memory_format, mode):
+    own, exact = make(geometry)
+    own.bfloat16()
+    exact.load_state_dict(own.state_dict())  # the rounded weights
+    x = torch.randn(2, geometry[0], *size).bfloat16().to(memory_format=memory_format)
+    expected = step(exact, x.double())
+    if mode == 'weights':
+        found = step(own, x)
+        with torch.no_grad():
+            torch.testing.assert_close(own(x), found[0], rtol=0, atol=0)
+    elif mode == 'autocast':
+        with torch.autocast('cpu', torch.bfloat16):
+            found = step(own.float(), x.float())
+        assert found[0].dtype == torch.bfloat16
+    else:
+        own.forward = lambda x: opaque(x, own.weight, own.bias, own.stride, own.padding, own.groups)
+        found = step(own, x)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=0.02, atol=0.02 * b.abs().max().item())
+
+
 @needs_opaque
 @pytest.mark.parametrize('geometry', [DENSE, WIDEST], ids=str)
 @pytest.mark.parametrize('amp', [False, True], ids=['float64', 'autocast'])

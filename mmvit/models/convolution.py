@@ -5,6 +5,8 @@ a dense convolution's takes six times its forward pass, a depthwise one's twenty
 columns (measured with AVX2). The first is quick in channels-first memory, copies and all; the second in strips of three
 columns, each the weight gradient of a narrow kernel over the shifted input.
 
+In bfloat16 oneDNN is wrong where a stride leaves one column, see ``is_miscomputed``.
+
 PyTorch's compiler, inductor, either fails on a convolution's backward pass or makes a program for one size (2.13). By
 default it makes no kernel of its own for it: nothing is lost when it gets an operation that it cannot look into.
 """
@@ -18,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmvit.compat import custom_op, is_autocast_enabled, is_compiled_for_training
+from mmvit.compat import cpu_autocast_dtype, custom_op, is_autocast_enabled, is_compiled_for_training
 from mmvit.models.pieces import is_recorded
 
 STRIP = 3  # columns
@@ -28,9 +30,11 @@ class Conv2d(nn.Conv2d):
     """PyTorch's, dense or depthwise, without dilation and with zeros around."""
 
     def forward(self, x: Tensor) -> Tensor:
+        geometry: Any = self.stride, self.padding, self.groups
+        if not is_recorded() and is_miscomputed(x, self.weight, self.stride, self.padding):
+            return convolve(x, self.weight, self.bias, *geometry)
         if not torch.is_grad_enabled():
             return super().forward(x)
-        geometry = self.stride, self.padding, self.groups
         if is_compiled_for_training():
             x, weight, bias = mixed_precision(x, self.weight, self.bias)
             # The compiler would make a program for one size of a slice: it writes its strides down as numbers.
@@ -44,6 +48,29 @@ class Conv2d(nn.Conv2d):
 def is_quick(weight: Tensor, groups: int) -> bool:
     """Whether a CPU has a good kernel for the gradient of this weight, in channels-last memory."""
     return weight.shape[2:] == (1, 1) or (groups > 1 and weight.shape[3] <= STRIP)
+
+
+def is_miscomputed(x: Tensor, weight: Tensor, stride: Any, padding: Any) -> bool:
+    """Whether a CPU computes this convolution wrongly.
+
+    oneDNN does in bfloat16 if the stride is more than 1 and the output is one column wide: it reads memory that is not
+    its own. With AVX-512 the weight gradient is wrong, with AMX also the output; they are NaN or any number (PyTorch
+    2.13; ``nn.Conv2d(16, 32, 3, 2, 1, groups=16).bfloat16()`` on an input (2, 16, 4, 1)). The memory format does not
+    matter. float32 and float16 are right.
+    """
+    if x.device.type != 'cpu' or stride[1] == 1:
+        return False
+    dtype = cpu_autocast_dtype() if is_autocast_enabled('cpu') and x.dtype != torch.float64 else x.dtype
+    return dtype == torch.bfloat16 and x.shape[-1] + 2 * padding[1] - weight.shape[-1] < stride[1]
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, groups: int) -> Tensor:
+    """PyTorch's convolution; in float32, of rounded input and rounded in the end, where bfloat16 is wrong."""
+    if not is_miscomputed(x, weight, stride, padding):
+        return F.conv2d(x, weight, bias, stride, padding, groups=groups)
+    x, weight, bias = (None if t is None else t.bfloat16().float() for t in (x, weight, bias))  # type: ignore[assignment]
+    with torch.autocast('cpu', enabled=False):
+        return F.conv2d(x, weight, bias, stride, padding, groups=groups).bfloat16()
 
 
 class _Convolution(torch.autograd.Function):
@@ -95,7 +122,11 @@ def gradient(
 ) -> Any:
     """PyTorch's gradients of a convolution for its input and its weight, None for one that is not wanted."""
     backward = torch.ops.aten.convolution_backward
-    return backward(grad, x, weight, None, stride, padding, (1, 1), False, (0, 0), groups, (*wanted, False))[:2]
+    options = None, stride, padding, (1, 1), False, (0, 0), groups, (*wanted, False)
+    if not is_miscomputed(x, weight, stride, padding):
+        return backward(grad, x, weight, *options)[:2]
+    found = backward(grad.float(), x.float(), weight.float(), *options)[:2]
+    return [None if g is None else g.to(x.dtype) for g in found]
 
 
 def mixed_precision(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -111,7 +142,7 @@ def opaque(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], groups: int
 ) -> Tensor:
     """A convolution that a compiler takes as it is; channels-last."""
-    out = F.conv2d(x, weight, bias, tuple(stride), tuple(padding), groups=groups)
+    out = convolve(x, weight, bias, tuple(stride), tuple(padding), groups)
     return out.contiguous(memory_format=torch.channels_last)
 
 

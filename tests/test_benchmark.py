@@ -208,6 +208,62 @@ def test_statistics():
     json.dumps(data)
 
 
+class Failing(nn.Module):
+    """Fails at the fourth forward pass; the first two are warm-up."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        if self.calls == 4:
+            raise RuntimeError('out of [luck]\nand more')
+        return x
+
+
+def run_main(monkeypatch, *words):
+    options = ('--sizes', '8', '--threads', 1, '--device', 'cpu', '--time-only', '--min-time', 0.001, '--rounds', 3)
+    monkeypatch.setattr(sys, 'argv', ['benchmark.py', *map(str, [*words, *options])])
+    benchmark.main()
+
+
+def test_a_failure_is_a_row_and_the_others_go_on(monkeypatch, capsys, tmp_path):
+    with pytest.raises(SystemExit, match='1 of 2 measurements failed'):
+        run_main(monkeypatch, 'test_benchmark:Fusing', 'test_benchmark:Failing', '--json', tmp_path / 'x.json')
+    good, bad = json.loads((tmp_path / 'x.json').read_text())['results']
+    assert (good['label'], len(good['times']), good['ratio']) == ('test_benchmark:Fusing', 3, 1)
+    assert (bad['label'], bad['reason']) == ('test_benchmark:Failing', 'RuntimeError: out of [luck]')
+    out = capsys.readouterr().out
+    assert 'test_benchmark:Failing at 8x8 failed: RuntimeError: out of [luck]' in out
+    assert [line.split('|')[-2].strip() for line in out.splitlines()[-3:-1]] == ['', 'RuntimeError: out of [luck]']
+
+
+def test_without_the_first_model_there_are_no_ratios(monkeypatch, tmp_path):
+    with pytest.raises(SystemExit):
+        run_main(monkeypatch, 'test_benchmark:Failing', 'test_benchmark:Fusing', '--json', tmp_path / 'x.json')
+    assert json.loads((tmp_path / 'x.json').read_text())['results'][1]['ratio'] is None
+
+
+def test_each_round_is_printed_and_saved_when_it_ends(monkeypatch, capsys, tmp_path):
+    def measure(*args):
+        assert len(rounds) < 3
+        path = tmp_path / 'x.json'
+        rounds.append(json.loads(path.read_text())['results'][0]['times'] if path.exists() else [])
+        assert capsys.readouterr().out.count(', round ') == (len(rounds) > 1)
+        return 0.5
+
+    rounds: list = []
+    monkeypatch.setattr(benchmark, 'measure_seconds', measure)
+    run_main(monkeypatch, 'test_benchmark:Fusing', '--json', tmp_path / 'x.json')
+    assert rounds == [[], [0.5], [0.5, 0.5]]
+
+
+@pytest.mark.parametrize('step', ['forward', 'train'])
+def test_swin_in_bfloat16(step):
+    Task(Job(SWIN, dtype='bf16', size=(64, 96), step=step)).step()
+
+
 def test_memory_of_a_known_allocation():
     assert 199 * MIB < benchmark.peak_memory(Task(Job('test_benchmark:Greedy', size=(8, 8))).step, 'cpu') < 220 * MIB
 
@@ -263,6 +319,11 @@ def test_plot_against_published_ap(results):
         'mpvit_small@bf16': [2500, 46.4],
         'mask-rcnn_swin-t-p4-w7_fpn_1x_coco': [3500, 42.7],
     }
+
+
+def test_plot_without_what_failed(results):
+    time, _ = benchmark.plot_area(results[:5], 'title').axes  # of the second size, only the first model
+    assert [len(line.get_xdata()) for line in time.lines] == [2, 1, 1, 1]
 
 
 def test_plot_against_area(results):

@@ -21,6 +21,9 @@ another model's data in the caches). Training is a forward and a backward pass, 
 runs up to its heads' outputs: with random weights, what comes after them is no measure of anything. Multiply-adds are
 those of the eager program; traffic is what its operators read and write if nothing stays in a cache, so a share of
 the copy ceiling above 100% is time that caches or fusion saved.
+
+Each round's times are printed when it ends, and --json is written anew. A model that fails gets a row with the reason;
+the others go on, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -59,6 +62,7 @@ from mmengine.structures import PixelData
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 from torch.profiler import profile
 from torch.utils.benchmark import Timer
@@ -163,7 +167,7 @@ class Ceilings:
 
 @dataclass(frozen=True)
 class Result:
-    """A job's seconds per step in each round, and each round's ratio to the first model's."""
+    """A job's seconds per step in each round, and each round's ratio to the first model's; none if that one failed."""
 
     job: Job
     times: list[float]
@@ -187,7 +191,22 @@ class Result:
     def as_dict(self) -> dict[str, Any]:
         """For JSON; times are in seconds, memory in bytes."""
         data = {**asdict(self), 'label': self.job.label, 'quartiles': self.quartiles}
-        return {**data, 'ratio': float(np.median(self.ratios)), 'shares': self.shares}
+        return {**data, 'ratio': float(np.median(self.ratios)) if self.ratios else None, 'shares': self.shares}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A job that could not be measured, and why."""
+
+    job: Job
+    reason: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), 'label': self.job.label}
+
+
+Row = Result | Failure
 
 
 def main() -> None:
@@ -200,17 +219,30 @@ def main() -> None:
     ceilings = {dtype: measure_ceilings(dtype, args.device) for dtype in dtypes}
     for dtype, ceiling in ceilings.items():
         print(f'ceilings in {dtype}: {ceiling.gemm / 1e9:.1f} GFLOP/s, copy {ceiling.copy / 1e9:.1f} GB/s')
-    results = []
+    rows: list[Row] = []
+
+    def save(new: Sequence[Row]) -> None:
+        if args.json:
+            data = {'environment': environment, 'results': [row.as_dict() for row in [*rows, *new]]}
+            replace_file(args.json, json.dumps(data, indent=2) + '\n')
+
     for size in args.sizes:
-        results += benchmark([replace(job, size=size) for job in jobs], args, ceilings)
-    print_table(results)
-    if args.json:
-        data = {'environment': environment, 'results': [result.as_dict() for result in results]}
-        args.json.write_text(json.dumps(data, indent=2) + '\n')
-    if args.plot:
+        rows += benchmark([replace(job, size=size) for job in jobs], args, ceilings, save)
+    print_table(rows)
+    results = [row for row in rows if isinstance(row, Result)]
+    if args.plot and results:
         title = f'{args.part}, {args.step}, batch {args.batch}, on {environment["device"]}'
         figure = plot_area(results, title) if len(args.sizes) > 1 else plot_ap(results, title)
         figure.savefig(args.plot, dpi=150, bbox_inches='tight')
+    if len(results) < len(rows):
+        sys.exit(f'{len(rows) - len(results)} of {len(rows)} measurements failed')
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file beside the old one, then put it in its place: one of the two is always whole."""
+    new = path.with_name(f'{path.name}.new')
+    new.write_text(text)
+    new.replace(path)
 
 
 def parse_command() -> tuple[argparse.Namespace, list[Job]]:
@@ -330,34 +362,96 @@ def build_from_config(config: Config, job: Job) -> nn.Module:
     return MODELS.build({**model, '_scope_': config.get('default_scope') or 'mmdet'})
 
 
-def benchmark(jobs: Sequence[Job], args: argparse.Namespace, ceilings: dict[torch.dtype, Ceilings]) -> list[Result]:
-    """Measure jobs against each other; print their profiles if that was asked for."""
-    footprints = [None if args.time_only else in_fresh_process(measure_footprint, job) for job in jobs]
-    torch.compiler.reset()  # what was compiled for one size shall not make the next one's shapes dynamic
-    runs = [Task(job).warm_up(args.warmup) for job in jobs]
-    times = interleave([partial(measure_seconds, run, args.threads, args.min_time) for run in runs], args.rounds)
-    if args.profile:
-        for job, run in zip(jobs, runs, strict=True):
-            print(f'\n{job.label} at {size_text(job)}\n{profile_table(run, job.device)}')
-    return [
-        Result(job, own, ratios(own, times[0]), footprint, ceilings.get(job.compute_dtype))
-        for job, own, footprint in zip(jobs, times, footprints, strict=True)
+def benchmark(
+    jobs: Sequence[Job],
+    args: argparse.Namespace,
+    ceilings: dict[torch.dtype, Ceilings],
+    save: Callable[[Sequence[Row]], None],
+) -> list[Row]:
+    """Measure jobs against each other; print their profiles if that was asked for.
+
+    ``save`` gets what is there after each round, and at the end. A job that fails is left out from then on.
+    """
+    failures: dict[int, Failure] = {}
+
+    def attempt(i: int, function: Callable[[], Any]) -> Any:
+        """What the function gives; None if it, or something of this job before it, failed."""
+        if i in failures:
+            return None
+        try:
+            return function()
+        except Exception as error:
+            failures[i] = Failure(jobs[i], describe_error(error))
+            print(f'{jobs[i].label} at {size_text(jobs[i])} failed: {failures[i].reason}', flush=True)
+            return None
+
+    def rows(times: Sequence[list[float]]) -> list[Row]:
+        first = [] if 0 in failures else times[0]
+        return [
+            failures.get(i) or Result(job, own, ratios(own, first), footprint, ceilings.get(job.compute_dtype))
+            for i, (job, own, footprint) in enumerate(zip(jobs, times, footprints, strict=True))
+        ]
+
+    def end_round(times: Sequence[list[float]]) -> None:
+        done = [f'{jobs[i].label} {1e3 * own[-1]:.1f} ms' for i, own in enumerate(times) if i not in failures]
+        count = max(len(own) for own in times)
+        if done:
+            print(f'{size_text(jobs[0])}, round {count} of {args.rounds}: {", ".join(done)}', flush=True)
+        save(rows(times))
+
+    footprints = [
+        None if args.time_only else attempt(i, partial(in_fresh_process, measure_footprint, job))
+        for i, job in enumerate(jobs)
     ]
+    torch.compiler.reset()  # what was compiled for one size shall not make the next one's shapes dynamic
+    runs = [attempt(i, partial(warmed_up, job, args.warmup)) for i, job in enumerate(jobs)]
+    measurements = [
+        partial(attempt, i, partial(measure_seconds, run, args.threads, args.min_time)) for i, run in enumerate(runs)
+    ]
+    times = interleave(measurements, args.rounds, end_round)
+    if args.profile:
+        for i, (job, run) in enumerate(zip(jobs, runs, strict=True)):
+            if i not in failures:
+                print(f'\n{job.label} at {size_text(job)}\n{profile_table(run, job.device)}')
+    return rows(times)
 
 
-def interleave(measurements: Sequence[Callable[[], float]], rounds: int) -> list[list[float]]:
-    """Make every measurement once in each round, in an order of its own; what each gave, round by round."""
+def describe_error(error: Exception) -> str:
+    """Its type and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f'{type(error).__name__}: {lines[0]}' if lines else type(error).__name__
+
+
+def warmed_up(job: Job, calls: int) -> Callable[[], None]:
+    return Task(job).warm_up(calls)
+
+
+def interleave(
+    measurements: Sequence[Callable[[], float | None]],
+    rounds: int,
+    end_round: Callable[[list[list[float]]], None] = lambda values: None,
+) -> list[list[float]]:
+    """Make every measurement once in each round, in an order of its own; what each gave, round by round.
+
+    One that gives None has failed, and adds nothing.
+    """
     order = random.Random(0)
     values: list[list[float]] = [[] for _ in measurements]
     for _ in range(rounds):
         for i in order.sample(range(len(measurements)), len(measurements)):
-            values[i].append(measurements[i]())
+            value = measurements[i]()
+            if value is not None:
+                values[i].append(value)
+        end_round(values)
     return values
 
 
 def ratios(times: Sequence[float], first: Sequence[float]) -> list[float]:
-    """A model's times against the first model's, round by round, so that what slows a whole round drops out."""
-    return [own / reference for own, reference in zip(times, first, strict=True)]
+    """A model's times against the first model's, round by round, so that what slows a whole round drops out.
+
+    None if the first model failed.
+    """
+    return [own / reference for own, reference in zip(times, first, strict=True)] if first else []
 
 
 def measure_seconds(run: Callable[[], Any], threads: int, min_time: float) -> float:
@@ -444,6 +538,8 @@ class Task:
                 raise ValueError(f'{job.name}: +fuse needs a fuse(), which {type(backbone).__name__} does not have')
             backbone = backbone.fuse()
             model = with_backbone(model, backbone)
+        if weights != torch.float32:
+            mend_window_masks(model)
         self.model = model.to(job.device, weights)
         self.weights = sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
         if isinstance(model, BaseModel):
@@ -488,6 +584,18 @@ class Task:
         with torch.cuda.graph(graph):
             self.step()
         return graph.replay
+
+
+def mend_window_masks(model: nn.Module) -> None:
+    """Make Swin of mmdet and mmseg run in 16 bits: its windows' masks are float32, and so would its attention be."""
+
+    def cast(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        mask = kwargs.get('mask')
+        return args, kwargs if mask is None else {**kwargs, 'mask': mask.to(args[0].dtype)}
+
+    for module in model.modules():
+        if type(module).__name__ == 'WindowMSA':
+            module.register_forward_pre_hook(cast, with_kwargs=True)
 
 
 def with_backbone(model: nn.Module, backbone: Any) -> nn.Module:
@@ -542,22 +650,33 @@ def size_text(job: Job) -> str:
     return 'x'.join(map(str, job.size))
 
 
-def print_table(results: Sequence[Result]) -> None:
+def print_table(rows: Sequence[Row]) -> None:
     table = Table('model', 'size', box=box.MARKDOWN)
     names = ['ms', 'quartiles', 'ratio']
-    if results[0].footprint:
+    if any(isinstance(row, Result) and row.footprint for row in rows):
         names += ['memory, MiB', 'weights, MiB', 'G multiply-adds', 'of GEMM', 'of copy']
     for name in names:
         table.add_column(name, justify='right')
-    for result in results:
-        low, median, high = (1e3 * seconds for seconds in result.quartiles)
-        cells = [f'{median:.1f}', f'{low:.1f} - {high:.1f}', f'{np.median(result.ratios):.2f}']
-        if result.footprint and result.shares:
-            sizes = (result.footprint.memory, result.footprint.weights)
-            cells += [f'{size / 2**20:.0f}' for size in sizes]
-            cells += [f'{result.footprint.work.multiply_adds / 1e9:.1f}', *(f'{share:.0%}' for share in result.shares)]
-        table.add_row(result.job.label, size_text(result.job), *cells)
+    if any(isinstance(row, Failure) for row in rows):
+        table.add_column('failed', overflow='fold')
+    for row in rows:
+        cells: list[str | Text] = (
+            [*[''] * len(names), Text(row.reason)] if isinstance(row, Failure) else [*result_cells(row)]
+        )
+        table.add_row(row.job.label, size_text(row.job), *cells)
     Console(width=200).print(table)
+
+
+def result_cells(result: Result) -> list[str]:
+    """Its numbers as the table shows them."""
+    low, median, high = (1e3 * seconds for seconds in result.quartiles)
+    ratio = f'{np.median(result.ratios):.2f}' if result.ratios else ''
+    cells = [f'{median:.1f}', f'{low:.1f} - {high:.1f}', ratio]
+    if result.footprint and result.shares:
+        sizes = (result.footprint.memory, result.footprint.weights)
+        cells += [f'{size / 2**20:.0f}' for size in sizes]
+        cells += [f'{result.footprint.work.multiply_adds / 1e9:.1f}', *(f'{share:.0%}' for share in result.shares)]
+    return cells
 
 
 def plot_ap(results: Sequence[Result], title: str) -> Figure:
@@ -582,17 +701,17 @@ def plot_area(results: Sequence[Result], title: str) -> Figure:
     panels: dict[str, Callable[[Result], float]] = {'time per step, ms': lambda result: 1e3 * result.quartiles[1]}
     if results[0].footprint:
         panels['memory beyond weights, MiB'] = lambda r: r.footprint.memory / 2**20 if r.footprint else 0
-    sizes = list(dict.fromkeys(size_text(result.job) for result in results))
-    models = len(results) // len(sizes)
-    areas = [prod(result.job.size) for result in results[::models]]
+    areas = {size_text(result.job): prod(result.job.size) for result in results}
+    labels = dict.fromkeys(result.job.label for result in results)
     figure = Figure(figsize=(6 * len(panels) + 1, 5), layout='constrained')
     figure.suptitle(title)
     for axes, (name, value) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        for i in range(models):
-            own = results[i::models]
-            axes.plot(areas, [value(result) for result in own], f'{marker(i)}-', label=own[0].job.label)
+        for i, label in enumerate(labels):
+            own = [result for result in results if result.job.label == label]
+            points = [prod(result.job.size) for result in own]
+            axes.plot(points, [value(result) for result in own], f'{marker(i)}-', label=label)
         axes.set(xlabel='size, spaced by area', ylabel=name, xlim=(0, None), ylim=(0, None))
-        axes.set_xticks(areas, sizes, rotation=30, ha='right')
+        axes.set_xticks(list(areas.values()), list(areas), rotation=30, ha='right')
     return finish(figure)
 
 

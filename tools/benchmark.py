@@ -483,7 +483,7 @@ def in_fresh_process(function: Callable[[Job], Any], job: Job) -> Any:
 def measure_footprint(job: Job) -> Footprint:
     """To be called in a fresh process, where no freed memory is at hand to be used again."""
     if job.mode == 'compile' and not hasattr(torch.compiler, 'set_stance'):
-        raise RuntimeError(f'the work of a compiled model is counted with PyTorch 2.6 or later, not {torch.__version__}')
+        raise RuntimeError(f"counting a compiled model's work needs PyTorch 2.6, not {torch.__version__}")
     torch.set_num_threads(job.threads)
     # Pages of their own for all big buffers: how free memory happens to lie is no part of what a step needs.
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**17)

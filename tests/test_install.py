@@ -39,9 +39,9 @@ def wheel(tmp_path_factory) -> Path:
 def clean_venv(tmp_path) -> Path:
     venv = tmp_path / 'venv'
     subprocess.run([sys.executable, '-m', 'venv', venv], check=True)
-    # The versions of this environment, which are at hand.
+    # The versions of this environment, which are at hand. === leaves out other builds of them, such as 2.13.0+cpu.
     pins = {d.name: d.version for d in distributions() if d.name not in ('mmvit', 'mmcv', 'opencv-python')}
-    (venv / 'pins.txt').write_text(''.join(f'{name}=={version}\n' for name, version in pins.items()))
+    (venv / 'pins.txt').write_text(''.join(f'{name}==={version}\n' for name, version in pins.items()))
     return venv
 
 

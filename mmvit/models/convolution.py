@@ -55,8 +55,8 @@ def is_miscomputed(x: Tensor, weight: Tensor, stride: Any, padding: Any) -> bool
 
     oneDNN does in bfloat16 if the stride is more than 1 and the output is one column wide, as if it read memory that
     is not its own. With AVX-512 the weight gradient is wrong, with AMX also the output; they are NaN or any number
-    (PyTorch 2.13; ``nn.Conv2d(16, 32, 3, 2, 1, groups=16).bfloat16()`` on an input (2, 16, 4, 1)). The memory format does not
-    matter. float32 and float16 are right.
+    (PyTorch 2.13; ``nn.Conv2d(16, 32, 3, 2, 1, groups=16).bfloat16()`` on an input (2, 16, 4, 1)). The memory format
+    does not matter. float32 and float16 are right.
     """
     if x.device.type != 'cpu' or stride[1] == 1:
         return False

@@ -60,7 +60,7 @@ def runner(model, hooks, tmp_path, sizes=((64, 96), (65, 97))):
         default_scope='mmengine',
         custom_hooks=hooks,
         default_hooks=dict(timer=dict(type='IterTimerHook')),
-        experiment_name=tmp_path.name,
+        experiment_name=str(tmp_path),  # runs of one name in one second would share a visualizer, and its folder
     )
 
 

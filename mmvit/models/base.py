@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import re
 from abc import ABCMeta, abstractmethod
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +14,9 @@ from mmcv.cnn import fuse_conv_bn
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
+from mmvit import cpu
 from mmvit.checkpoint import OfficialLayout, describe_mismatch, describe_quantised, log_line
 from mmvit.files import read_checkpoint
 
@@ -68,6 +70,16 @@ class Backbone(BaseModule, metaclass=ABCMeta):
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.in_channels = in_channels
+
+    def finish(self) -> None:
+        """The last step of every constructor: initialise the weights, and freeze what is to be frozen."""
+        self.reset_parameters()
+        cpu.convolution.use_in(self)
+        self.train()
+
+    @abstractmethod
+    def reset_parameters(self) -> None:
+        """Initialise the weights as the authors."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -290,6 +302,24 @@ class Backbone(BaseModule, metaclass=ABCMeta):
         if list(indices) != sorted(set(indices)):
             raise ValueError(f'out_indices must be ascending, each stage once, not {indices}')
         return indices
+
+
+def recomputed(function: Callable[..., Any], wanted: bool, preserve_rng_state: bool = False) -> Callable[..., Any]:
+    """``function``; where wanted, computed again in the backward pass instead of storing what is in it.
+
+    Args:
+        function: Of tensors and other arguments.
+        wanted: Whether to recompute; without gradients there is nothing to recompute.
+        preserve_rng_state: Draw the same random numbers again. Only a function that draws some needs it.
+    """
+    if not (wanted and torch.is_grad_enabled()):
+        return function
+    return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=preserve_rng_state)
+
+
+def no_autocast(x: Tensor) -> torch.autocast:
+    """Turns mixed precision off for the device of ``x``."""
+    return torch.autocast('cpu' if x.is_meta else x.device.type, enabled=False)  # it refuses the device 'meta'
 
 
 @cache

@@ -1,37 +1,28 @@
 """MPViT: Multi-Path Vision Transformer for Dense Prediction (CVPR 2022, https://arxiv.org/abs/2112.11010).
 
-Written from the paper. Tokens (B, N, C) and channels-last maps (B, C, H, W) are the same memory here, so that moving
-between them copies nothing. Deviation from the released networks: none; their weights load exactly.
+Written from the paper. Maps (B, C, H, W) are in channels-last memory, so tokens (B, H*W, C) are views of them.
+There is no deviation from the official networks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from mmcv.cnn import build_norm_layer
 from timm.layers import DropPath, Mlp, calculate_drop_path_rates
 from torch import Tensor, nn
 
+from mmvit import cpu
 from mmvit.checkpoint import OfficialLayout
-from mmvit.models.base import Backbone
-from mmvit.models.convolution import Conv2d
-from mmvit.models.pieces import GELU, add, in_place, in_step, is_recorded, recomputed, tokens_at_once, tokenwise
+from mmvit.models.base import Backbone, no_autocast, recomputed
 from mmvit.registry import MODELS, register
 
 NUM_HEADS = 8
 # (heads, kernel size) of the convolutions that encode relative positions, in head order.
 CRPE_WINDOWS = ((2, 3), (3, 5), (3, 7))
-
-
-class Hardswish(nn.Module):
-    """In place where no gradient needs what comes in, which is always a fresh tensor here."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.hardswish(x, inplace=not torch.is_grad_enabled())
 
 
 class ConvNorm(nn.Sequential):
@@ -47,10 +38,10 @@ class ConvNorm(nn.Sequential):
         act: bool = True,
     ) -> None:
         super().__init__()
-        self.conv = Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
         self.norm = build_norm_layer(norm_cfg, out_channels)[1]
         if act:
-            self.act = Hardswish()
+            self.act = nn.Hardswish()
 
 
 class Stem(nn.Sequential):
@@ -68,25 +59,25 @@ class PatchEmbed(nn.Sequential):
 
     def __init__(self, channels: int, stride: int, norm_cfg: dict) -> None:
         super().__init__()
-        self.dwconv = Conv2d(channels, channels, 3, stride, 1, groups=channels, bias=False)
-        self.pwconv = Conv2d(channels, channels, 1, bias=False)
+        self.dwconv = nn.Conv2d(channels, channels, 3, stride, 1, groups=channels, bias=False)
+        self.pwconv = nn.Conv2d(channels, channels, 1, bias=False)
         self.norm = build_norm_layer(norm_cfg, channels)[1]
-        self.act = Hardswish()
+        self.act = nn.Hardswish()
 
 
 class LocalPath(nn.Module):
-    """The convolutional path of a stage: an inverted-residual block, width kept."""
+    """The convolutional path of a stage: an inverted-residual block that keeps the width."""
 
     def __init__(self, channels: int, norm_cfg: dict) -> None:
         super().__init__()
         self.conv1 = ConvNorm(channels, channels, norm_cfg)
-        self.dwconv = Conv2d(channels, channels, 3, 1, 1, groups=channels, bias=False)
+        self.dwconv = nn.Conv2d(channels, channels, 3, 1, 1, groups=channels, bias=False)
         self.norm = build_norm_layer(norm_cfg, channels)[1]
-        self.act = Hardswish()
+        self.act = nn.Hardswish()
         self.conv2 = ConvNorm(channels, channels, norm_cfg, act=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return add(self.conv2(self.act(self.norm(self.dwconv(self.conv1(x))))), x)
+        return x + self.conv2(self.act(self.norm(self.dwconv(self.conv1(x)))))
 
 
 class ConvPosEnc(nn.Module):
@@ -94,34 +85,35 @@ class ConvPosEnc(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = Conv2d(channels, channels, 3, 1, 1, groups=channels)
+        self.conv = nn.Conv2d(channels, channels, 3, 1, 1, groups=channels)
 
     def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
-        return add(to_tokens(self.conv(to_map(tokens, size))), tokens)
+        return tokens + to_tokens(self.conv(to_map(tokens, size)))
 
 
 class ConvRelPosEnc(nn.Module):
-    """Convolutional relative position encoding: depthwise convolutions of the values, wider for later heads.
-
-    The values, and what comes out, are one tensor (B, N, width) for each kernel size; ``splits`` are the widths. The
-    list of values is emptied, so that each can be forgotten once used.
-    """
+    """Convolutional relative position encoding: depthwise convolutions of the values, wider for later heads."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         head_channels = channels // NUM_HEADS
         self.splits = [heads * head_channels for heads, _ in CRPE_WINDOWS]
         self.convs = nn.ModuleList(
-            Conv2d(width, width, kernel, 1, kernel // 2, groups=width)
+            nn.Conv2d(width, width, kernel, 1, kernel // 2, groups=width)
             for width, (_, kernel) in zip(self.splits, CRPE_WINDOWS, strict=True)
         )
 
-    def forward(self, values: list[Tensor], size: tuple[int, int]) -> list[Tensor]:
-        return [to_tokens(conv(to_map(values.pop(0), size))) for conv in self.convs]
+    def forward(self, v: Tensor, size: tuple[int, int]) -> Tensor:
+        """Values (B, N, C) -> their encodings, the same shape."""
+        maps = to_map(v, size).split(self.splits, dim=1)
+        return torch.cat([to_tokens(conv(x)) for conv, x in zip(self.convs, maps, strict=True)], dim=-1)
 
 
 class FactorizedAttention(nn.Module):
-    """Factorised attention: its cost is linear in the number of tokens, which softmax(k)^T v sums up first."""
+    """Factorised attention, q (softmax(k)^T v) plus q times the relative position encoding.
+
+    The softmax runs over the tokens. Its product with the values comes first, so the cost is linear in the tokens.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -130,58 +122,30 @@ class FactorizedAttention(nn.Module):
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, size: tuple[int, int], crpe: ConvRelPosEnc) -> Tensor:
+        """Tokens (B, N, C) -> the same."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        return self.attend(q, Context(k, v).mean(), crpe(list(v.split(crpe.splits, dim=-1)), size))
-
-    def attend(self, q: Tensor, context: Tensor, positions: list[Tensor]) -> Tensor:
-        """Queries (B, N, C), their images' contexts, and the relative positions of the same tokens."""
-        position = torch.cat(positions, dim=-1)
-        attended = per_head(q) @ (self.scale * context).to(q.dtype)
-        return self.proj(torch.addcmul(rearrange(attended, 'b heads n c -> b n (heads c)'), q, position))
-
-    def queries(self, x: Tensor) -> Tensor:
-        channels = self.proj.in_features
-        return F.linear(x, self.qkv.weight[:channels], self.qkv.bias[:channels])
-
-    def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        channels = self.proj.in_features
-        k, v = F.linear(x, self.qkv.weight[channels:], self.qkv.bias[channels:]).chunk(2, dim=-1)
-        return k, v
-
-
-class Context:
-    """softmax(k)^T v per head, the softmax over tokens, from keys and values (B, N, C); more tokens may be added.
-
-    The sum is divided by the softmax's denominator in the end: no pass over the tokens normalises them. Never below
-    float32: among the 67 000 tokens of an 800x1333 image a weight is too small for 16 bits.
-    """
-
-    def __init__(self, k: Tensor, v: Tensor) -> None:
-        self.peak = k.detach().amax(dim=1, keepdim=True)
-        self.weight, self.sum = self._sums(k, v, self.peak)
-
-    def add(self, k: Tensor, v: Tensor) -> None:
-        peak = torch.maximum(self.peak, k.amax(dim=1, keepdim=True))
-        shrink = (self.peak - peak).float().exp()
-        weight, total = self._sums(k, v, peak)
-        self.weight = self.weight * shrink + weight
-        self.sum = self.sum * per_head(shrink).mT + total
-        self.peak = peak
-
-    def mean(self) -> Tensor:
-        """(B, heads, C/heads, C/heads)."""
-        return self.sum / per_head(self.weight).mT
+        context = softmax_product(self.per_head(k), self.per_head(v))
+        attended = self.per_head(q) @ (self.scale * context).to(q.dtype)
+        return self.proj(rearrange(attended, 'b heads n c -> b n (heads c)') + q * crpe(v, size))
 
     @staticmethod
-    def _sums(k: Tensor, v: Tensor, peak: Tensor) -> tuple[Tensor, Tensor]:
-        dtype = torch.promote_types(k.dtype, torch.float32)
-        with torch.autocast('cpu' if k.is_meta else k.device.type, enabled=False):  # it refuses the device 'meta'
-            weights = (k.to(dtype) - peak.to(dtype)).exp()
-            return weights.sum(dim=1, keepdim=True), per_head(weights).mT @ per_head(v.to(dtype))
+    def per_head(tokens: Tensor) -> Tensor:
+        """(B, N, C) -> (B, heads, N, C/heads)."""
+        return rearrange(tokens, 'b n (heads c) -> b heads n c', heads=NUM_HEADS)
+
+
+def softmax_product(k: Tensor, v: Tensor) -> Tensor:
+    """softmax(k)^T v with the softmax over tokens: (B, heads, N, c) each -> (B, heads, c, c).
+
+    In float32 or better: among the 67 000 tokens of an 800x1333 image a weight is too small for 16 bits.
+    """
+    dtype = torch.promote_types(k.dtype, torch.float32)
+    with no_autocast(k):
+        return k.to(dtype).softmax(dim=-2).transpose(-2, -1) @ v.to(dtype)
 
 
 class Block(nn.Module):
-    """Transformer block; the position encodings are its path's, shared with the other blocks there."""
+    """Transformer block; the blocks of a path share its position encodings."""
 
     def __init__(self, channels: int, mlp_ratio: float, drop_path: float, with_cp: bool) -> None:
         super().__init__()
@@ -189,53 +153,27 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(channels, eps=1e-6)
         self.attn = FactorizedAttention(channels)
         self.norm2 = nn.LayerNorm(channels, eps=1e-6)
-        self.mlp = Mlp(channels, int(channels * mlp_ratio), act_layer=GELU)
+        self.mlp = Mlp(channels, int(channels * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, size: tuple[int, int], cpe: ConvPosEnc, crpe: ConvRelPosEnc) -> Tensor:
+        """Tokens (B, N, C) of a map of this size -> the same."""
+        if cpu.takes(self, x):
+            return cpu.mpvit.block(self, x, size, cpe, crpe)
+        attention, mlp = (recomputed(part, self.with_cp) for part in (self.attention, self.feed_forward))
         x = cpe(x, size)
-        if in_place(self, x):
-            return self.forward_in_place(x, size, crpe)
-        attended, mlp = (recomputed(part, self.with_cp) for part in (self.attended, self.mlp_of_norm))
-        x = x + self.drop_path(attended(x, size, crpe))
-        return x + self.drop_path(tokenwise(mlp, x))
+        x = x + self.drop_path(attention(x, size, crpe))
+        return x + self.drop_path(mlp(x))
 
-    def attended(self, x: Tensor, size: tuple[int, int], crpe: ConvRelPosEnc) -> Tensor:
+    def attention(self, x: Tensor, size: tuple[int, int], crpe: ConvRelPosEnc) -> Tensor:
         return self.attn(self.norm1(x), size, crpe)
 
-    def mlp_of_norm(self, x: Tensor) -> Tensor:
+    def feed_forward(self, x: Tensor) -> Tensor:
         return self.mlp(self.norm2(x))
-
-    def forward_in_place(self, x: Tensor, size: tuple[int, int], crpe: ConvRelPosEnc) -> Tensor:
-        """The rest of the block in two passes over the tokens; keys and queries are never stored."""
-        attn = self.attn
-        values = [x.new_empty(*x.shape[:2], width) for width in crpe.splits]
-        contexts = [self.context_in_pieces(*image) for image in in_step(1, 0, x, *values)]
-        positions = crpe(values, size)
-        for context, image in zip(contexts, in_step(1, 0, x, *positions), strict=True):
-            for piece, *here in in_step(tokens_at_once(x), 1, *image):
-                piece += attn.attend(attn.queries(self.norm1(piece)), context, here)
-                piece += self.mlp_of_norm(piece)
-        return x
-
-    def context_in_pieces(self, image: Tensor, *values: Tensor) -> Tensor:
-        """The context of one image's tokens (1, N, C), whose values are stored on the way."""
-
-        def keys_and_values():
-            for piece, *out in in_step(tokens_at_once(image), 1, image, *values):
-                k, v = self.attn.keys_and_values(self.norm1(piece))
-                torch.split_with_sizes_copy(v, [o.shape[-1] for o in out], dim=-1, out=out)
-                yield k, v
-
-        pieces = keys_and_values()
-        context = Context(*next(pieces))
-        for k, v in pieces:
-            context.add(k, v)
-        return context.mean()
 
 
 class TransformerPath(nn.Module):
-    """A transformer path of a stage: blocks at one width over the map (B, C, H, W) of one patch embedding."""
+    """A transformer path of a stage: blocks over the map (B, C, H, W) of one patch embedding."""
 
     def __init__(self, channels: int, mlp_ratio: float, drop_path_rates: Sequence[float], with_cp: bool) -> None:
         super().__init__()
@@ -249,29 +187,6 @@ class TransformerPath(nn.Module):
         for block in self.blocks:
             tokens = block(tokens, size, self.cpe, self.crpe)
         return to_map(tokens, size)
-
-
-class Aggregate(ConvNorm):
-    """Pointwise convolution over the channels of several maps, taken one by one and never laid side by side."""
-
-    def forward(self, maps: Iterator[Tensor]) -> Tensor:
-        """Each map is forgotten before the next is made."""
-        first = next(maps)
-        size = (first.shape[2], first.shape[3])
-        weights = self.conv.weight.flatten(1).split(first.shape[1], dim=1)
-        total = F.linear(to_tokens(first), weights[0], self.conv.bias)
-        del first
-        rows = total.view(-1, total.shape[-1])
-        for weight in weights[1:]:
-            rows = self.add_product(rows, next(maps), weight)
-        return self.act(self.norm(to_map(rows.view(total.shape), size)))
-
-    @staticmethod
-    def add_product(rows: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        # Mixed precision does not reach products that add in place.
-        product = to_tokens(x).flatten(0, 1).to(rows.dtype), weight.mT.to(rows.dtype)
-        # Nor do counters of a trace's operations see them.
-        return torch.addmm(rows, *product) if is_recorded() else rows.addmm_(*product)
 
 
 class Stage(nn.Module):
@@ -296,18 +211,18 @@ class Stage(nn.Module):
         self.paths = nn.ModuleList(
             TransformerPath(channels, mlp_ratio, drop_path_rates, with_cp) for _ in range(num_paths)
         )
-        self.aggregate = Aggregate(channels * (1 + num_paths), out_channels, norm_cfg)
+        self.aggregate = ConvNorm(channels * (1 + num_paths), out_channels, norm_cfg)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.aggregate(self.features(x))
-
-    def features(self, x: Tensor) -> Iterator[Tensor]:
-        """What the local and the transformer paths make of ever larger patches."""
-        for i, (embed, path) in enumerate(zip(self.patch_embeds, self.paths, strict=True)):
+        """Map (B, C, H, W) -> (B, C', ceil(H/stride), ceil(W/stride))."""
+        if cpu.takes(self, x):
+            return cpu.mpvit.stage(self, x)
+        patches = []
+        for embed in self.patch_embeds:
             x = embed(x)
-            if i == 0:
-                yield self.local(x)
-            yield path(x)
+            patches.append(x)
+        maps = [self.local(patches[0]), *(path(patch) for path, patch in zip(self.paths, patches, strict=True))]
+        return self.aggregate(torch.cat(maps, dim=1))
 
 
 @register(MODELS)
@@ -390,8 +305,7 @@ class MPViT(Backbone):
             )
             for i in range(self.out_indices[-1] + 1)
         )
-        self._reset_parameters()
-        self.train()  # freezes what is to be frozen
+        self.finish()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Feature maps (B, C_i, H_i, W_i) of an image batch (B, C, H, W), one per entry of ``out_indices``."""
@@ -401,9 +315,8 @@ class MPViT(Backbone):
         for i, stage in enumerate(self.stages):
             x = stage(x)
             if i in self.out_indices:
-                outs.append(x)
-        # mmcv's RoIAlign takes channels-last memory for channels-first. Each map goes as its copy comes.
-        return tuple(outs.pop(0).contiguous() for _ in self.out_indices)
+                outs.append(x.contiguous())  # mmcv's RoIAlign takes channels-last memory for channels-first
+        return tuple(outs)
 
     @classmethod
     def check_arch(cls, arch: Mapping[str, Any]) -> None:
@@ -414,7 +327,7 @@ class MPViT(Backbone):
         if not isinstance(arch['mlp_ratio'], int | float) or arch['mlp_ratio'] <= 0:
             raise ValueError(f'mlp_ratio must be a positive number, not {arch["mlp_ratio"]!r}')
 
-    def _reset_parameters(self) -> None:
+    def reset_parameters(self) -> None:
         """Initialise as the authors: position-encoding convolutions (the only ones with a bias) keep PyTorch's."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
@@ -424,11 +337,6 @@ class MPViT(Backbone):
                 groups = module.groups if '.local.' in name else 1
                 fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // groups
                 nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
-
-
-def per_head(tokens: Tensor) -> Tensor:
-    """(B, N, C) -> (B, heads, N, C/heads), a view."""
-    return rearrange(tokens, 'b n (heads c) -> b heads n c', heads=NUM_HEADS)
 
 
 def to_tokens(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ draws per sentence.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import ceil, isqrt, prod
+from math import ceil, isqrt
 from typing import Any, ClassVar
 
 import torch
@@ -19,12 +19,10 @@ from einops import rearrange
 from mmcv.cnn import build_norm_layer
 from timm.layers import DropPath, Mlp, calculate_drop_path_rates, to_2tuple
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from mmvit import cpu
 from mmvit.checkpoint import OfficialLayout, log_line
-from mmvit.models.base import Backbone
-from mmvit.models.convolution import Conv2d
-from mmvit.models.pieces import GELU, Kept, add, in_place, tokens_at_once, tokenwise
+from mmvit.models.base import Backbone, recomputed
 from mmvit.registry import MODELS, register
 
 SENTENCE = 8  # pixels of a sentence's side
@@ -32,9 +30,6 @@ WORDS = 16  # of a sentence, 4x4
 MLP_RATIO = 4
 # Side of the average pooling that makes the keys and values of each stage.
 REDUCTIONS = (4, 2, 1, 1)
-
-# Entries of a resized table of relative positions that is still made, half a gigabyte in float32: see RelativePosition.
-LARGEST_TABLE = 2**27
 
 Grid = tuple[int, int]
 
@@ -44,7 +39,7 @@ class ConvNormReLU(nn.Sequential):
 
     def __init__(self, in_channels: int, channels: int, stride: int, norm_cfg: dict) -> None:
         super().__init__()
-        self.conv = Conv2d(in_channels, channels, 3, stride, 1)
+        self.conv = nn.Conv2d(in_channels, channels, 3, stride, 1)
         self.norm = build_norm_layer(norm_cfg, channels)[1]
         self.act = nn.ReLU()
 
@@ -68,10 +63,10 @@ class Stem(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Image (B, C, 8h, 8w) -> words (B, h, w, 16, c), sentences (B, h, w, C)."""
         x = self.common(x)
-        words = rearrange(self.inner(x), 'b c (h y) (w x) -> b h w (y x) c', y=4, x=4).contiguous() + self.inner_pos
+        words = rearrange(self.inner(x), 'b c (h y) (w x) -> b h w (y x) c', y=4, x=4) + self.inner_pos
         sentences = rearrange(self.outer(x), 'b c h w -> b h w c').contiguous()
         size = (sentences.shape[1], sentences.shape[2])
-        return words, sentences + resize_pos(self.outer_pos, self.grid, size).unflatten(1, size)
+        return words.contiguous(), sentences + resize(self.outer_pos, self.grid, size).unflatten(1, size)
 
 
 class Attention(nn.Module):
@@ -90,65 +85,50 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rel_pos: RelativePosition | None = None) -> Tensor:
         """Maps (B, h, w, C) -> the same."""
-        if self.reduction == 1:
-            q, kv = F.linear(x, torch.cat([self.q.weight, self.kv.weight])).tensor_split([x.shape[-1]], dim=-1)
-        else:
-            q, kv = self.q(x), self.kv(self.pool(x))
-        q = rearrange(q, 'b h w (heads c) -> b heads (h w) c', heads=self.num_heads)
+        q = rearrange(self.q(x), 'b h w (heads c) -> b heads (h w) c', heads=self.num_heads)
+        kv = self.kv(self.pool(x))
         k, v = rearrange(kv, 'b h w (two heads c) -> two b heads (h w) c', two=2, heads=self.num_heads)
         out = F.scaled_dot_product_attention(q, k, v) if rel_pos is None else rel_pos.attend(q, k, v)
         return self.proj(rearrange(out, 'b heads (h w) c -> b h w (heads c)', h=x.shape[1], w=x.shape[2]))
 
     def pool(self, x: Tensor) -> Tensor:
+        if self.reduction == 1:
+            return x
         pooled = F.avg_pool2d(rearrange(x, 'b h w c -> b c h w'), self.reduction)
         return self.norm(self.linear(rearrange(pooled, 'b c h w -> b h w c')))
 
 
 class RelativePosition:
-    """A stage's relative position for one grid, and attention with it.
+    """A stage's relative position for one grid of sentences, and attention with it.
 
-    The table T (heads, queries, keys) belongs to the training grid. Elsewhere its query grid and its key grid are
-    resized, both bicubic. That is linear, so the resized table is ``resized_queries @ key_weights^T``, and the logits
-    ``scale * q @ k^T`` plus the table are one product of (q, resized_queries) with (k, key_weights): a table of all
-    queries by all keys, 274 MB at 800x1333 in PyramidTNT-S's first stage, need not be made.
+    The table (heads, queries, keys) belongs to the training grid. Its query grid and its key grid are resized, both
+    bicubic. That is linear, so the resized table is ``queries @ keys^T``, and the logits ``scale * q @ k^T`` plus the
+    table are one product of (q, queries) with (k, keys). The table itself, 274 MB at 800x1333 in PyramidTNT-S's first
+    stage, is never made.
 
     Args:
         table: The parameter (1, heads, N, M).
         trained: The sentence grid it was trained on.
         size: The sentence grid at hand.
         reduction: Pooling from the sentence grid to the key grid.
-        whole: Make the resized table all the same: the longer product is what a CPU feels, not the memory.
+
+    Attributes:
+        queries: (1, heads, N', M), the table with its queries resized.
+        keys: (1, 1, M', M), the weights that resize its keys.
     """
 
-    def __init__(self, table: Tensor, trained: Grid, size: Grid, reduction: int, whole: bool = False) -> None:
-        # A table that could get a gradient would keep the fused kernels away.
-        self.table: Tensor | None = table if torch.is_grad_enabled() else table.detach()
-        if trained == size:
-            return
-        keys = key_grid(trained, reduction)
-        dtype = torch.promote_types(table.dtype, torch.float32)
-        by_key = rearrange(table[0].to(dtype), 'heads (h w) keys -> heads keys h w', h=trained[0], w=trained[1])
-        resized_queries = F.interpolate(by_key, size, mode='bicubic')
-        # Contiguous: a compiled block would be another program where views have other strides.
-        self.resized_queries = rearrange(resized_queries, 'heads keys h w -> 1 heads (h w) keys').contiguous()
-        units = torch.eye(keys[0] * keys[1], dtype=dtype, device=table.device).unflatten(1, keys)[None]
-        key_weights = F.interpolate(units, key_grid(size, reduction), mode='bicubic')
-        self.key_weights = rearrange(key_weights, '1 keys h w -> 1 1 (h w) keys').contiguous()
-        self.table = self.make_table().to(table.dtype) if whole else None
-
-    def make_table(self) -> Tensor:
-        """The resized table (1, heads, queries, keys)."""
-        return self.resized_queries @ self.key_weights.mT
+    def __init__(self, table: Tensor, trained: Grid, size: Grid, reduction: int) -> None:
+        units = torch.eye(table.shape[-1], dtype=torch.promote_types(table.dtype, torch.float32), device=table.device)
+        by_query = rearrange(table.to(units.dtype), '1 heads queries keys -> heads queries keys')
+        self.queries = resize(by_query, trained, size)[None].contiguous()
+        self.keys = resize(units[None], key_grid(trained, reduction), key_grid(size, reduction))[None].contiguous()
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """softmax(scale * q @ k^T + table) @ v, heads and all: q (B, heads, N, C), k and v (B, heads, M, C)."""
-        if self.table is not None:
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=self.table.to(q.dtype))
+        """softmax(scale * q @ k^T + table) @ v: q (B, heads, N', C), k and v (B, heads, M', C)."""
         width = v.shape[-1]
-        tables = self.resized_queries.to(q.dtype), self.key_weights.to(q.dtype)
-        q = torch.cat([q * width**-0.5, tables[0].expand(q.shape[0], -1, -1, -1)], dim=-1)
-        k = torch.cat([k, tables[1].expand(*k.shape[:2], -1, -1)], dim=-1)
-        v = F.pad(v, (0, q.shape[-1] - width))  # the kernels that store no logits want one width
+        q = torch.cat([q * width**-0.5, self.queries.to(q.dtype).expand(q.shape[0], -1, -1, -1)], dim=-1)
+        k = torch.cat([k, self.keys.to(k.dtype).expand(*k.shape[:2], -1, -1)], dim=-1)
+        v = F.pad(v, (0, self.keys.shape[-1]))  # the kernels that store no logits want one width
         return F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :width]
 
 
@@ -160,7 +140,7 @@ class WordPart(nn.Module):
         self.norm1 = nn.LayerNorm(WORDS * inner)
         self.attn = Attention(inner, num_heads)
         self.norm2 = nn.LayerNorm(WORDS * inner)
-        self.mlp = Mlp(inner, MLP_RATIO * inner, act_layer=GELU)
+        self.mlp = Mlp(inner, MLP_RATIO * inner)
         self.drop_path = DropPath(drop_path)
         self.proj_norm1 = nn.LayerNorm(WORDS * inner)
         self.proj = nn.Linear(WORDS * inner, outer, bias=False)
@@ -168,28 +148,25 @@ class WordPart(nn.Module):
 
     def forward(self, words: Tensor, sentences: Tensor) -> tuple[Tensor, Tensor]:
         """Words (B, h, w, 16, c) and sentences (B, h, w, C) -> the same."""
-        if in_place(self, words):
-            step = max(1, tokens_at_once(words) // WORDS)
-            flat = words.view(-1, *words.shape[3:]), sentences.view(-1, sentences.shape[3])
-            for piece, read in zip(flat[0].split(step), flat[1].split(step), strict=True):
-                piece += self.among_words(self.normed(self.norm1, piece))
-                piece += self.mlp(self.normed(self.norm2, piece))
-                read += self.summary(piece)
-            return words, sentences
-        words = words + self.drop_path(self.among_words(self.normed(self.norm1, words)))
-        words = words + self.drop_path(self.mlp(self.normed(self.norm2, words)))
+        words = words + self.drop_path(self.attention(words))
+        words = words + self.drop_path(self.feed_forward(words))
         return words, sentences + self.summary(words)
 
-    def among_words(self, words: Tensor) -> Tensor:
-        return self.attn(words.unflatten(-2, (4, 4)).flatten(0, -4)).view(words.shape)
+    def attention(self, words: Tensor) -> Tensor:
+        grids = normed(self.norm1, words).reshape(-1, 4, 4, words.shape[-1])
+        return self.attn(grids).view(words.shape)
+
+    def feed_forward(self, words: Tensor) -> Tensor:
+        return self.mlp(normed(self.norm2, words))
 
     def summary(self, words: Tensor) -> Tensor:
-        """What words (..., 16, c) tell their sentences (..., C)."""
+        """Words (..., 16, c) -> what their sentences (..., C) read."""
         return self.proj_norm2(self.proj(self.proj_norm1(words.flatten(-2))))
 
-    @staticmethod
-    def normed(norm: nn.LayerNorm, words: Tensor) -> Tensor:
-        return norm(words.flatten(-2)).view(words.shape)
+
+def normed(norm: nn.LayerNorm, words: Tensor) -> Tensor:
+    """Words (..., 16, c), normalised sentence by sentence."""
+    return norm(words.flatten(-2)).view(words.shape)
 
 
 class Block(nn.Module):
@@ -203,20 +180,19 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(outer)
         self.attn = Attention(outer, heads[1], reduction)
         self.norm2 = nn.LayerNorm(outer)
-        self.mlp = Mlp(outer, MLP_RATIO * outer, act_layer=GELU)
+        self.mlp = Mlp(outer, MLP_RATIO * outer)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, words: Tensor, sentences: Tensor, rel_pos: RelativePosition) -> tuple[Tensor, Tensor]:
+        """Words (B, h, w, 16, c) and sentences (B, h, w, C) -> the same."""
+        if cpu.takes(self, sentences):
+            return cpu.pyramid_tnt.block(self, words, sentences, rel_pos)
         if self.words is not None:
             words, sentences = self.words(words, sentences)
-        sentences = add(self.drop_path(self.attn(self.norm1(sentences), rel_pos)), sentences)
-        if in_place(self, sentences):
-            for piece in sentences.view(-1, sentences.shape[3]).split(tokens_at_once(sentences)):
-                piece += self.mlp_of_norm(piece)
-            return words, sentences
-        return words, sentences + self.drop_path(tokenwise(self.mlp_of_norm, sentences))
+        sentences = sentences + self.drop_path(self.attn(self.norm1(sentences), rel_pos))
+        return words, sentences + self.drop_path(self.feed_forward(sentences))
 
-    def mlp_of_norm(self, sentences: Tensor) -> Tensor:
+    def feed_forward(self, sentences: Tensor) -> Tensor:
         return self.mlp(self.norm2(sentences))
 
 
@@ -226,7 +202,7 @@ class SentenceMerge(nn.Module):
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(channels)
-        self.conv = Conv2d(channels, out_channels, 3, 2, 1)
+        self.conv = nn.Conv2d(channels, out_channels, 3, 2, 1)
 
     def forward(self, sentences: Tensor) -> Tensor:
         merged = self.conv(rearrange(self.norm(sentences), 'b h w c -> b c h w'))
@@ -239,14 +215,14 @@ class WordMerge(nn.Module):
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(channels)
-        self.conv = Conv2d(channels, out_channels, 3, 2, 1)
+        self.conv = nn.Conv2d(channels, out_channels, 3, 2, 1)
 
     def forward(self, words: Tensor) -> Tensor:
         height, width = words.shape[1:3]
         words = F.pad(self.norm(words), (0, 0, 0, 0, 0, width % 2, 0, height % 2))
+        size = (words.shape[1] // 2, words.shape[2] // 2)
         grids = rearrange(words, 'b (h i) (w j) (y x) c -> (b h w) c (i y) (j x)', i=2, j=2, y=4)
-        merged = self.conv(grids)
-        return rearrange(merged, '(b h w) c y x -> b h w (y x) c', h=ceil(height / 2), w=ceil(width / 2)).contiguous()
+        return rearrange(self.conv(grids), '(b h w) c y x -> b h w (y x) c', h=size[0], w=size[1]).contiguous()
 
 
 class Stage(nn.Module):
@@ -271,7 +247,6 @@ class Stage(nn.Module):
         self.sentence_merge = SentenceMerge(before[1], outer) if before else nn.Identity()
         keys = key_grid(grid, reduction)
         self.relative_pos = nn.Parameter(torch.zeros(1, heads[1], grid[0] * grid[1], keys[0] * keys[1]))
-        self.kept = Kept()
         depth = len(drop_path_rates)
         self.blocks = nn.ModuleList(
             Block(inner, outer, heads, reduction, rate, has_words=i == 0 or (i == 1 and depth > 6))
@@ -279,22 +254,18 @@ class Stage(nn.Module):
         )
 
     def forward(self, words: Tensor, sentences: Tensor) -> tuple[Tensor, Tensor]:
+        """Words (B, h, w, 16, c) and sentences (B, h, w, C) of the stage before -> those of this one."""
         words, sentences = self.word_merge(words), self.sentence_merge(sentences)
         size = (sentences.shape[1], sentences.shape[2])
-        entries = self.relative_pos.shape[1] * size[0] * size[1] * prod(key_grid(size, self.reduction))
-        whole = in_place(self, sentences) and entries <= LARGEST_TABLE
-        rel_pos = self.kept.get(
-            (size, whole),
-            self.relative_pos,
-            lambda: RelativePosition(self.relative_pos, self.grid, size, self.reduction, whole),
-        )
+        rel_pos: Any = (cpu.pyramid_tnt if cpu.takes(self, sentences) else Stage).relative_position(self, size)
         for block in self.blocks:
-            # Whole: recomputing a block's parts, as the other backbones do, took as long and more memory here.
-            if self.with_cp and torch.is_grad_enabled():
-                words, sentences = checkpoint(block, words, sentences, rel_pos, use_reentrant=False)
-            else:
-                words, sentences = block(words, sentences, rel_pos)
+            # Recomputing the parts of a block, as the other backbones do, took as long and more memory here.
+            words, sentences = recomputed(block, self.with_cp, preserve_rng_state=True)(words, sentences, rel_pos)
         return words, sentences
+
+    def relative_position(self, size: Grid) -> RelativePosition:
+        """The relative position for a grid of sentences."""
+        return RelativePosition(self.relative_pos, self.grid, size, self.reduction)
 
 
 @register(MODELS)
@@ -403,8 +374,7 @@ class PyramidTNT(Backbone):
             )
             for i in range(self.out_indices[-1] + 1)
         )
-        self._reset_parameters()
-        self.train()  # freezes what is to be frozen
+        self.finish()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Feature maps (B, C_i, H_i, W_i) of an image batch (B, C, H, W), one per entry of ``out_indices``."""
@@ -416,9 +386,8 @@ class PyramidTNT(Backbone):
         for i, stage in enumerate(self.stages):
             words, sentences = stage(words, sentences)
             if i in self.out_indices:
-                outs.append(sentences)
-        # Each stage's sentences go as its map comes.
-        return tuple(self.make_map(outs.pop(0), self.stage_strides[i], height, width) for i in self.out_indices)
+                outs.append(self.make_map(sentences, self.stage_strides[i], height, width))
+        return tuple(outs)
 
     def make_map(self, sentences: Tensor, stride: int, height: int, width: int) -> Tensor:
         """A stage's sentences (B, h, w, C) as the map that an image of this size gets at this stride."""
@@ -427,7 +396,7 @@ class PyramidTNT(Backbone):
         if not self.upsample:
             return out
         out = F.interpolate(out, scale_factor=2, mode='bilinear')
-        return out[:, :, : ceil(height / stride), : ceil(width / stride)].contiguous()
+        return out[:, :, : (height + stride - 1) // stride, : (width + stride - 1) // stride].contiguous()
 
     @classmethod
     def check_arch(cls, arch: Mapping[str, Any]) -> None:
@@ -444,7 +413,8 @@ class PyramidTNT(Backbone):
         pos = weights.get(f'{prefix}stem.outer_pos')
         if pos is not None and pos.shape != self.stem.outer_pos.shape:
             trained = _square(pos.shape[1])
-            weights[f'{prefix}stem.outer_pos'] = resize_pos(pos.float(), trained, self.stem.grid).to(pos.dtype)
+            resized_pos = resize(pos.float(), trained, self.stem.grid)
+            weights[f'{prefix}stem.outer_pos'] = resized_pos.to(pos.dtype)
             resized.append('outer_pos')
         stages: Any = self.stages
         for i, stage in enumerate(stages):
@@ -452,12 +422,12 @@ class PyramidTNT(Backbone):
             if table is not None and table.shape != stage.relative_pos.shape:
                 trained = _square(table.shape[2])
                 new = RelativePosition(table, trained, stage.grid, stage.reduction)
-                weights[f'{prefix}stages.{i}.relative_pos'] = new.make_table().to(table.dtype)
+                weights[f'{prefix}stages.{i}.relative_pos'] = (new.queries @ new.keys.mT).to(table.dtype)
                 resized.append(f'stages.{i}.relative_pos')
         if resized:
             log_line(f'PyramidTNT resized tables of another training size: {", ".join(resized)}')
 
-    def _reset_parameters(self) -> None:
+    def reset_parameters(self) -> None:
         """Initialise as the authors."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -479,12 +449,10 @@ def key_grid(size: Grid, reduction: int) -> Grid:
     return size[0] // reduction, size[1] // reduction
 
 
-def resize_pos(pos: Tensor, trained: Grid, size: Grid) -> Tensor:
-    """A table (1, h*w, C) of one grid for another, bicubic; itself if they are the same."""
-    if trained == size:
-        return pos
-    table = rearrange(pos, '1 (h w) c -> 1 c h w', h=trained[0], w=trained[1])
-    return rearrange(F.interpolate(table, size, mode='bicubic'), '1 c h w -> 1 (h w) c')
+def resize(table: Tensor, trained: Grid, size: Grid) -> Tensor:
+    """Table (B, h*w, C) of the places of one grid -> (B, h'*w', C) for another, bicubic."""
+    by_place = rearrange(table, 'b (h w) c -> b c h w', h=trained[0], w=trained[1])
+    return rearrange(F.interpolate(by_place, size, mode='bicubic'), 'b c h w -> b (h w) c')
 
 
 def _square(count: int) -> Grid:

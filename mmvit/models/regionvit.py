@@ -7,7 +7,7 @@ default, and the exact one with ``window_mask='exact'``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import isqrt
 from typing import Any, ClassVar, Literal
 
@@ -17,10 +17,9 @@ from einops import rearrange
 from timm.layers import DropPath, LayerNorm2d, Mlp, calculate_drop_path_rates
 from torch import Tensor, nn
 
+from mmvit import cpu
 from mmvit.checkpoint import OfficialLayout, log_line
-from mmvit.models.base import Backbone
-from mmvit.models.convolution import Conv2d
-from mmvit.models.pieces import GELU, Kept, in_pieces, in_place, is_recorded, recomputed, tokens_at_once, tokenwise
+from mmvit.models.base import Backbone, recomputed
 from mmvit.registry import MODELS, register
 
 PATCH = 4  # pixels of a local token's side
@@ -35,13 +34,13 @@ class LocalEmbed3(nn.Sequential):
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
-        self.conv1 = Conv2d(in_channels, channels // 4, 3, 2, 1)
+        self.conv1 = nn.Conv2d(in_channels, channels // 4, 3, 2, 1)
         self.norm1 = LayerNorm2d(channels // 4, eps=1e-5)
         self.act1 = nn.GELU()
-        self.conv2 = Conv2d(channels // 4, channels // 2, 3, 2, 1)
+        self.conv2 = nn.Conv2d(channels // 4, channels // 2, 3, 2, 1)
         self.norm2 = LayerNorm2d(channels // 2, eps=1e-5)
         self.act2 = nn.GELU()
-        self.conv3 = Conv2d(channels // 2, channels, 3, 1, 1)
+        self.conv3 = nn.Conv2d(channels // 2, channels, 3, 1, 1)
 
 
 class LocalEmbed1(nn.Sequential):
@@ -49,7 +48,7 @@ class LocalEmbed1(nn.Sequential):
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
-        self.conv = Conv2d(in_channels, channels, 8, PATCH, 3)
+        self.conv = nn.Conv2d(in_channels, channels, 8, PATCH, 3)
 
 
 class Stem(nn.Module):
@@ -59,17 +58,22 @@ class Stem(nn.Module):
         super().__init__()
         self.patch = PATCH * window
         self.local = (LocalEmbed3 if three_convs else LocalEmbed1)(in_channels, channels)
-        self.regional = Conv2d(in_channels, channels, self.patch, self.patch)
+        self.regional = nn.Conv2d(in_channels, channels, self.patch, self.patch)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Image (B, C, H, W) -> regional map, local map."""
-        short_of = [-size % self.patch for size in x.shape[2:]]
-        padded = x
-        if any(short_of):
-            # The released networks pad both axes if either needs it, one that fits by a whole patch.
-            height, width = (short or self.patch for short in short_of)
-            padded = F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
-        return self.regional(padded), self.local(x)
+        """Image (B, C, H, W) -> regional map (B, D, ., .), local map (B, D, ., .)."""
+        return self.regional(self.pad(x)), self.local(x)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """The image in whole patches, as the official networks pad it.
+
+        They pad no axis if both fit, and else both: one that fits gets a whole patch.
+        """
+        patch = self.patch
+        height, width = (patch - size % patch for size in x.shape[2:])  # 1 .. patch
+        is_short = 1 - height // patch * (width // patch)  # 0 or 1: a number, so that all sizes make one program
+        height, width = is_short * height, is_short * width
+        return F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
 
 
 class Projection(nn.Sequential):
@@ -79,67 +83,53 @@ class Projection(nn.Sequential):
         super().__init__()
         self.norm = LayerNorm2d(in_channels, eps=1e-5)
         self.act = nn.GELU()
-        self.conv = Conv2d(in_channels, channels, 3, 2, 1, groups=in_channels)
+        self.conv = nn.Conv2d(in_channels, channels, 3, 2, 1, groups=in_channels)
 
 
-class WindowGrid:
-    """The windows of a map, padded at right and bottom to whole ones, and what their tokens may see.
+def to_windows(regional: Tensor, local: Tensor, window: int) -> Tensor:
+    """Maps (B, C, h, w) and (B, C, H, W) -> windows (h, w, B, 1 + window^2, C), each with its region first.
 
-    Windows stand in one row, those that no padding touches first, then the last column's, the last row's, the corner:
-    each piece of the row has one mask. Neither windows nor regions know their place, so that the order is free.
+    The local map is padded with zeros at right and bottom to whole windows.
+    """
+    padding = (0, regional.shape[3] * window - local.shape[3], 0, regional.shape[2] * window - local.shape[2])
+    windows = rearrange(F.pad(local, padding), 'b c (h y) (w x) -> h w b (y x) c', y=window, x=window)
+    return torch.cat([rearrange(regional, 'b c h w -> h w b 1 c'), windows], dim=3)
+
+
+def to_maps(windows: Tensor, size: tuple[int, int], window: int) -> tuple[Tensor, Tensor]:
+    """Windows back to the regional map and the local map of this size."""
+    local = rearrange(windows[:, :, :, 1:], 'h w b (y x) c -> b c (h y) (w x)', y=window)
+    return rearrange(windows[:, :, :, 0], 'h w b c -> b c h w'), local[:, :, : size[0], : size[1]]
+
+
+def window_masks(grid: tuple[int, int], size: tuple[int, int], window: int, exact: bool, device: Any) -> Tensor:
+    """Which tokens of each window may see one another: (h, w, 1 + window^2, 1 + window^2), true if they may.
+
+    In the last column of windows both must lie in valid columns of the map, in the last row both in valid rows. In the
+    corner the official networks ask for one of the two only.
 
     Args:
-        grid: Windows in rows and columns.
-        size: Rows and columns of local tokens.
+        grid: Rows and columns of windows.
+        size: Rows and columns of local tokens, without padding.
         window: Side of a window.
-        exact: Let a token of the corner window see another only if neither is padding. The released networks ask only
-            that both lie in valid rows or both in valid columns.
+        exact: Ask for both in the corner too.
         device: Where the masks are made.
     """
-
-    def __init__(
-        self, grid: tuple[int, int], size: tuple[int, int], window: int, exact: bool, device: torch.device
-    ) -> None:
-        self.grid, self.size, self.window = grid, size, window
-        self.pad = (grid[0] * window - size[0], grid[1] * window - size[1])
-        height, width = grid
-        self.counts = [height * width]
-        self.masks: list[Tensor | None] = [None]
-        # A recorded program treats all sizes alike: a branch here would make it one of many.
-        self.padded = is_recorded() or any(self.pad)
-        if self.padded:
-            self.counts = [(height - 1) * (width - 1), height - 1, width - 1, 1]
-            steps = torch.arange(window, device=device)
-            bottom = both_valid((steps < window - self.pad[0])[:, None].expand(window, window))
-            right = both_valid((steps < window - self.pad[1])[None, :].expand(window, window))
-            self.masks = [None, right, bottom, bottom & right if exact else bottom | right]
-
-    def cut(self, regional: Tensor, local: Tensor) -> Tensor:
-        """Maps to windows (h * w, B, 1 + window^2, C), each with its region first; what is short of one is zero."""
-        local = F.pad(local, (0, self.pad[1], 0, self.pad[0]))
-        windows = rearrange(local, 'b c (h y) (w x) -> h w b (y x) c', y=self.window, x=self.window)
-        windows = torch.cat([rearrange(regional, 'b c h w -> h w b 1 c'), windows], dim=3)
-        if not self.padded:
-            return windows.flatten(0, 1)
-        inner, right, bottom, corner = windows[:-1, :-1], windows[:-1, -1], windows[-1, :-1], windows[-1:, -1]
-        return torch.cat([inner.flatten(0, 1), right, bottom, corner])
-
-    def join(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        """Windows back to the regional and the local map."""
-        height, width = self.grid
-        if self.padded:
-            inner, right, bottom, corner = windows.split(self.counts)
-            upper = torch.cat([inner.unflatten(0, (height - 1, width - 1)), right[:, None]], dim=1)
-            windows = torch.cat([upper.flatten(0, 1), bottom, corner])
-        windows = windows.unflatten(0, self.grid)
-        local = rearrange(windows[:, :, :, 1:], 'h w b (y x) c -> b c (h y) (w x)', y=self.window)
-        return rearrange(windows[:, :, :, 0], 'h w b c -> b c h w'), local[:, :, : self.size[0], : self.size[1]]
+    steps = torch.arange(window, device=device)
+    rows, columns = (torch.arange(n, device=device) for n in grid)
+    valid_rows = (rows[:, None] * window + steps < size[0])[:, :, None].expand(-1, -1, window)
+    valid_columns = (columns[:, None] * window + steps < size[1])[:, None, :].expand(-1, window, -1)
+    by_row, by_column = both_valid(valid_rows)[:, None], both_valid(valid_columns)[None, :]
+    if exact:
+        return by_row & by_column
+    is_corner = ((rows == grid[0] - 1)[:, None] & (columns == grid[1] - 1))[:, :, None, None]
+    return (by_row & by_column) | (is_corner & (by_row | by_column))
 
 
 def both_valid(valid: Tensor) -> Tensor:
-    """Pairs of tokens (1 + window^2 each way) of which both are valid; the region, first, always is."""
-    flat = F.pad(valid.flatten(), (1, 0), value=True)
-    return flat[:, None] & flat[None, :]
+    """Tokens (n, window, window) -> pairs (n, 1 + window^2, 1 + window^2), both valid; a region always is."""
+    tokens = F.pad(valid.flatten(1), (1, 0), value=True)
+    return tokens[:, :, None] & tokens[:, None, :]
 
 
 class Attention(nn.Module):
@@ -154,21 +144,17 @@ class Attention(nn.Module):
         self.proj = nn.Linear(channels, channels)
         self.rel_pos_table = nn.Parameter(torch.zeros(num_heads, (2 * window - 1) ** 2))
         self.register_buffer('rel_index', relative_index(window), persistent=False)
-        self.kept = Kept()
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Tokens (N, n, C) that see their n, with what is added to the logits (1, heads, n, n) -> the same."""
+        """Tokens (N, n, C) that see their n, with what is added to the logits (N or 1, heads, n, n) -> the same."""
         q, k, v = rearrange(self.qkv(x), 'b n (three heads c) -> three b heads n c', three=3, heads=self.num_heads)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
         return self.proj(rearrange(out, 'b heads n c -> b n (heads c)'))
 
-    def biases(self, grid: WindowGrid) -> list[Tensor]:
-        """The relative positions, masked in turn with each mask of a grid."""
-        return self.kept.get(grid.pad, self.rel_pos_table, lambda: self._masked(grid.masks))
-
-    def _masked(self, masks: Sequence[Tensor | None]) -> list[Tensor]:
-        bias = F.pad(self.rel_pos_table[:, self.rel_index], (1, 0, 1, 0))[None]  # none from or to the region
-        return [bias if mask is None else bias.masked_fill(~mask, MASKED) for mask in masks]
+    def masked_bias(self, masks: Tensor) -> Tensor:
+        """The relative positions in windows with these masks (..., n, n): (..., heads, n, n); a region has none."""
+        bias = F.pad(self.rel_pos_table[:, self.rel_index], (1, 0, 1, 0))
+        return torch.where(masks[..., None, :, :], bias, MASKED)
 
 
 class Block(nn.Module):
@@ -181,41 +167,35 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(channels, eps=1e-6)
         self.attn = Attention(channels, num_heads, window)
         self.norm2 = nn.LayerNorm(channels, eps=1e-6)
-        self.mlp = Mlp(channels, MLP_RATIO * channels, act_layer=GELU)
+        self.mlp = Mlp(channels, MLP_RATIO * channels)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, grid: WindowGrid) -> Tensor:
-        """Windows with their region first: (h * w, B, 1 + window^2, C) -> the same."""
-        regions = rearrange(x[:, :, 0], 'windows b c -> b windows c')
+    def forward(self, x: Tensor, masks: Tensor) -> Tensor:
+        """Windows (h, w, B, 1 + window^2, C), their regions first, and their masks -> the windows."""
+        if cpu.takes(self, x):
+            return cpu.regionvit.block(self, x, masks)
+        attention, mlp = (recomputed(part, self.with_cp) for part in (self.attention, self.feed_forward))
+        x = torch.cat([self.regions(x), x[:, :, :, 1:]], dim=3)
+        x = x + self.drop_image(attention(x, masks))
+        return x + self.drop_image(mlp(x))
+
+    def regions(self, x: Tensor) -> Tensor:
+        """The regions of windows (h, w, B, 1, C) after they saw one another."""
+        regions = rearrange(x[:, :, :, 0], 'h w b c -> b (h w) c')
         regions = regions + self.drop_path(self.attn(self.norm0(regions)))
-        regions = rearrange(regions, 'b windows c -> windows b 1 c')
-        if in_place(self, x):
-            x[:, :, :1] = regions
-            for windows, bias in self.pieces(x, grid):
-                windows += self.attended(windows, bias)
-                windows += self.mlp_of_norm(windows)
-            return x
-        x = torch.cat([regions, x[:, :, 1:]], dim=2)
-        attended, mlp = (recomputed(part, self.with_cp) for part in (self.attended, self.mlp_of_norm))
-        x = x + self.drop_image(torch.cat([attended(windows, bias) for windows, bias in self.pieces(x, grid)]))
-        return x + self.drop_image(tokenwise(mlp, x))
+        return rearrange(regions, 'b (h w) c -> h w b 1 c', h=x.shape[0])
 
-    def pieces(self, x: Tensor, grid: WindowGrid) -> Iterator[tuple[Tensor, Tensor]]:
-        """Some windows at a time, all with one bias, and this."""
-        step = max(1, tokens_at_once(x) // max(1, x.shape[1] * x.shape[2]))  # no tokens: a batch without images
-        for alike, bias in zip(x.split(grid.counts), self.attn.biases(grid), strict=True):
-            for windows in alike.split(step) if in_pieces(x) else [alike]:
-                yield windows, bias
+    def attention(self, x: Tensor, masks: Tensor) -> Tensor:
+        bias = self.attn.masked_bias(masks[:, :, None])  # (h, w, 1, heads, n, n)
+        bias = bias.expand(-1, -1, x.shape[2], -1, -1, -1).flatten(0, 2)
+        return self.attn(self.norm1(x).flatten(0, 2), bias).view(x.shape)
 
-    def attended(self, windows: Tensor, bias: Tensor) -> Tensor:
-        return self.attn(self.norm1(windows).flatten(0, 1), bias).view(windows.shape)
-
-    def mlp_of_norm(self, x: Tensor) -> Tensor:
+    def feed_forward(self, x: Tensor) -> Tensor:
         return self.mlp(self.norm2(x))
 
     def drop_image(self, x: Tensor) -> Tensor:
         """Stochastic depth, one draw for all windows of an image."""
-        return self.drop_path(x.transpose(0, 1)).transpose(0, 1)
+        return self.drop_path(x.transpose(0, 2)).transpose(0, 2)
 
 
 class Stage(nn.Module):
@@ -238,27 +218,21 @@ class Stage(nn.Module):
         self.exact_mask = exact_mask
         self.projection = Projection(in_channels, channels) if in_channels else nn.Identity()
         self.blocks = nn.ModuleList(Block(channels, num_heads, window, rate, with_cp) for rate in drop_path_rates)
-        self.peg = Conv2d(channels, channels, 3, 1, 1, groups=channels, bias=False) if peg else None
+        self.peg = nn.Conv2d(channels, channels, 3, 1, 1, groups=channels, bias=False) if peg else None
         self.det_norm = LayerNorm2d(channels, eps=1e-5) if det_norm else nn.Identity()
-        self.kept = Kept()
 
     def forward(self, regional: Tensor, local: Tensor) -> tuple[Tensor, Tensor]:
         """Regional and local maps (B, C, ., .) of the stage before -> those of this one."""
         regional, local = self.projection(regional), self.projection(local)
-        sizes = (regional.shape[2], regional.shape[3]), (local.shape[2], local.shape[3])
-        first: Any = self.blocks[0]
-        grid = self.kept.get(
-            sizes,
-            first.attn.rel_pos_table,
-            lambda: WindowGrid(*sizes, self.window, exact=self.exact_mask, device=local.device),
-        )
-        x = grid.cut(regional, local)
+        grid, size = (regional.shape[2], regional.shape[3]), (local.shape[2], local.shape[3])
+        masks = window_masks(grid, size, self.window, self.exact_mask, local.device)
+        windows = to_windows(regional, local, self.window)
         for i, block in enumerate(self.blocks):
-            x = block(x, grid)
+            windows = block(windows, masks)
             if i == 0 and self.peg is not None:
-                regional, local = grid.join(x)
-                x = grid.cut(regional + self.peg(regional), local + self.peg(local))
-        regional, local = grid.join(x)
+                regional, local = to_maps(windows, size, self.window)
+                windows = to_windows(regional + self.peg(regional), local + self.peg(local), self.window)
+        regional, local = to_maps(windows, size, self.window)
         return regional, self.det_norm(local)
 
 
@@ -362,8 +336,7 @@ class RegionViT(Backbone):
             )
             for i in range(self.out_indices[-1] + 1)
         )
-        self._reset_parameters()
-        self.train()  # freezes what is to be frozen
+        self.finish()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Feature maps (B, C_i, H_i, W_i) of an image batch (B, C, H, W), one per entry of ``out_indices``."""
@@ -407,7 +380,7 @@ class RegionViT(Backbone):
                 weights[name] = resize_table(table, window)
         log_line(f'RegionViT resized the tables of window {kernel.shape[-1] // PATCH} to window {window}')
 
-    def _reset_parameters(self) -> None:
+    def reset_parameters(self) -> None:
         """Initialise as the authors; convolutions keep PyTorch's."""
         for module in self.modules():
             if isinstance(module, nn.Linear):

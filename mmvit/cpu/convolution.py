@@ -21,13 +21,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmvit.compat import cpu_autocast_dtype, custom_op, is_autocast_enabled, is_compiled_for_training
-from mmvit.models.pieces import is_recorded
+from mmvit.cpu.door import is_recorded
 
 STRIP = 3  # columns
 
 
-class Conv2d(nn.Conv2d):
-    """PyTorch's, dense or depthwise, without dilation and with zeros around."""
+def use_in(network: nn.Module) -> None:
+    """Make a :class:`CPUConv2d` of every convolution in a network; weights and names stay."""
+    for module in network.modules():
+        if type(module) is nn.Conv2d:
+            module.__class__ = CPUConv2d
+
+
+class CPUConv2d(nn.Conv2d):
+    """PyTorch's convolution with other ways on CPUs; dense or depthwise, without dilation and with zeros around."""
 
     def forward(self, x: Tensor) -> Tensor:
         geometry: Any = self.stride, self.padding, self.groups

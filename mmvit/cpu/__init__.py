@@ -1,0 +1,13 @@
+"""What makes the networks of ``mmvit.models`` fast, and sparing with memory, on CPUs. They are right without it.
+
+The map of an 800x1333 image does not fit a CPU's cache, and each new buffer of its size costs fresh pages of memory. So
+in inference a block works on some tokens at a time, in a tensor of its own.
+
+A block's ``forward`` asks :func:`takes` whether to come here. GPUs, compilers, exporters and training get the networks
+as they are written. Training on a CPU has its own convolution, see ``mmvit.cpu.convolution``.
+"""
+
+from mmvit.cpu import convolution, mpvit, pyramid_tnt, regionvit
+from mmvit.cpu.door import takes
+
+__all__ = ['convolution', 'mpvit', 'pyramid_tnt', 'regionvit', 'takes']

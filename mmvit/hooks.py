@@ -19,7 +19,6 @@ from torch import Tensor
 from mmvit.environment import compiled_operators
 from mmvit.models.base import Backbone
 from mmvit.registry import HOOKS, register
-from mmvit.sharding import BLOCKS
 
 
 @register(HOOKS)
@@ -70,8 +69,9 @@ class CompileBackboneHook(Hook):
     def before_run(self, runner: Runner) -> None:
         # Epsilons and drop rates are constants; as symbols they fail inside what is recomputed.
         torch._dynamo.config.specialize_float = True
-        for module in backbone_of(runner).modules():
-            if isinstance(module, BLOCKS):
+        backbone = backbone_of(runner)
+        for module in backbone.modules():
+            if isinstance(module, backbone.block_class):
                 module.compile(**self.options)
 
 

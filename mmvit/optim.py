@@ -1,4 +1,4 @@
-"""Layer-wise learning-rate decay: the deeper in a backbone, the higher the rate."""
+"""Layer-wise learning-rate decay: deeper layers of a backbone get a higher rate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mmvit.registry import OPTIM_WRAPPER_CONSTRUCTORS, register
 
 @register(OPTIM_WRAPPER_CONSTRUCTORS)
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """mmengine's constructor, with a learning rate that shrinks by a factor for each layer of a backbone from its end.
+    """mmengine's constructor, with a learning rate that decays by a factor per layer from the end of a backbone.
 
     In a config: ``optim_wrapper=dict(constructor='mmvit.LayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(layer_decay_rate=0.9))``; mmengine's other ``paramwise_cfg`` keys hold too. Layers are counted by
@@ -35,7 +35,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     ) -> None:
         """Append a parameter group for each parameter of a module to ``params``."""
         super().add_params(params, module, prefix, is_dcn_module)
-        if prefix:  # a part of the model; the call for the whole is still at work
+        if prefix:  # a recursive call for a part of the model
             return
         scales = self.scales(module)
         for group in params:
@@ -43,10 +43,10 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             group['lr'] = group.get('lr', self.optimizer_cfg['lr']) * scales.get(parameter, 1.0)
 
     def scales(self, model: nn.Module) -> dict[nn.Parameter, float]:
-        """What the rate of each parameter that belongs to a layer is multiplied by.
+        """The factor of the learning rate of each parameter that belongs to a layer.
 
         Raises:
-            TypeError: Nothing in the model can tell its layers.
+            TypeError: No module of the model has ``get_layer_depth``.
         """
         layered = [(name, module) for name, module in model.named_modules() if hasattr(module, 'get_layer_depth')]
         if not layered:

@@ -13,7 +13,7 @@ from mmengine.registry import Registry
 MODELS = Registry('model', parent=ROOT_MODELS, scope='mmvit', locations=['mmvit.models'])
 HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='mmvit', locations=['mmvit.hooks'])
 WEIGHT_INITIALIZERS = Registry(
-    'weight initializer', parent=ROOT_WEIGHT_INITIALIZERS, scope='mmvit', locations=['mmvit.checkpoint']
+    'weight initializer', parent=ROOT_WEIGHT_INITIALIZERS, scope='mmvit', locations=['mmvit.checkpoints.loading']
 )
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',

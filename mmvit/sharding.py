@@ -1,14 +1,14 @@
-"""The transformer blocks: the modules to shard in training with PyTorch's FSDP, and to compile."""
+"""The units of a model for training with PyTorch's FSDP."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from mmvit.models import mpvit, pyramid_tnt, regionvit
+from mmvit.models.families import FAMILIES
 
-BLOCKS = (mpvit.Block, pyramid_tnt.Block, regionvit.Block)
+BLOCK_CLASSES = tuple(family.block_class for family in FAMILIES)
 
 
 def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
-    """FSDP's ``auto_wrap_policy``: every transformer block is a unit, and the rest of the model one more."""
-    return recurse or isinstance(module, BLOCKS)
+    """FSDP's ``auto_wrap_policy``: each transformer block is a unit, and the rest of the model is one more."""
+    return recurse or isinstance(module, BLOCK_CLASSES)

@@ -1,16 +1,16 @@
-"""What the parametrised tests know of each backbone family: a new one adds an entry to FAMILIES and its data files."""
+"""What the tests know of each family of backbones. A new family needs an entry in EXPECTED, and its data files."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import reference_inputs
 import torch
 
-from mmvit.models import MPViT, PyramidTNT, RegionViT
+from mmvit.models import families
 from mmvit.models.base import Backbone
 
 DATA = Path(__file__).parent / 'data'
@@ -19,18 +19,30 @@ DATA = Path(__file__).parent / 'data'
 @dataclass(frozen=True)
 class Family:
     cls: type[Backbone]
-    name: str  # in the configs
     small: dict[str, Any]  # a quick arch
     parameters: dict[str, int]  # of each arch, with the 1000-class head
-    prefixes: tuple[str, ...]  # of the keys in released files of detectors and segmenters
+    prefixes: tuple[str, ...]  # of the keys in official files of detectors and segmenters
     has_batch_norm: bool = True
-    head_norm: bool = True  # a layer norm stands before the classifier
-    classification: dict[str, Any] = field(default_factory=dict)  # options of the classification network
 
     @property
     def key(self) -> str:
-        """Of the data files and of the layouts' names."""
+        """Name in the data files and layouts."""
         return self.cls.__name__.lower()
+
+    @property
+    def name(self) -> str:
+        """Name in the configs and timm models."""
+        return self.cls.family_name
+
+    @property
+    def head_norm(self) -> bool:
+        """Whether there is a layer norm before the classifier."""
+        return self.cls.classifier_norm_eps is not None
+
+    @property
+    def classification(self) -> dict[str, Any]:
+        """Options of the classification network."""
+        return self.cls.classifier_options
 
     @property
     def digits_config(self) -> str:
@@ -50,7 +62,7 @@ class Family:
         return model
 
     def layouts(self) -> dict[str, dict[str, list[int]]]:
-        """{arch, or arch+option: {key: shape}} of the released files."""
+        """{arch, or arch+option: {key: shape}} of the official files."""
         layouts = json.loads((DATA / f'layouts_{self.key}.json').read_text())
         return {name.removeprefix(f'{self.key}_'): layout for name, layout in layouts.items()}
 
@@ -58,23 +70,18 @@ class Family:
         return json.loads((DATA / f'goldens_{self.key}.json').read_text())
 
     def official(self, layout: str, seed: int = 0) -> dict[str, torch.Tensor]:
-        """A released checkpoint of this layout, with formula-made weights."""
+        """An official checkpoint of this layout, with formula-made weights."""
         arrays = reference_inputs.official_state_dict(self.layouts()[layout], seed)
         return {k: torch.from_numpy(v) for k, v in arrays.items()}
 
 
-FAMILIES = [
-    Family(
-        MPViT,
-        'mpvit',
+EXPECTED: dict[str, dict[str, Any]] = {
+    'mpvit': dict(
         small=dict(embed_dims=(16, 24, 32, 40), num_layers=(1, 2, 1, 1), num_paths=(2, 3, 1, 2), mlp_ratio=2),
         parameters=dict(tiny=5_843_736, xsmall=10_573_448, small=22_892_400, base=74_845_976),
         prefixes=('backbone.', 'backbone.bottom_up.backbone.'),
-        head_norm=False,
     ),
-    Family(
-        PyramidTNT,
-        'pyramid_tnt',
+    'pyramid_tnt': dict(
         small=dict(
             inner_dims=(4, 8, 8, 8),
             outer_dims=(32, 48, 64, 64),
@@ -86,9 +93,7 @@ FAMILIES = [
         parameters=dict(tiny=10_578_529, small=31_953_200, medium=84_943_572, base=156_990_072),
         prefixes=('backbone.',),
     ),
-    Family(
-        RegionViT,
-        'regionvit',
+    'regionvit': dict(
         small=dict(
             embed_dims=(16, 32, 64, 128),
             num_heads=(2, 2, 4, 4),
@@ -102,6 +107,7 @@ FAMILIES = [
             small=30_586_618,
             medium=41_215_906,
             base=72_747_232,
+            tiny_w14=14_354_740,
             small_w14=31_354_714,
             small_w14_peg=31_367_674,
             base_w14=73_825_120,
@@ -109,6 +115,6 @@ FAMILIES = [
         ),
         prefixes=('backbone.', 'backbone.bottom_up.model.'),
         has_batch_norm=False,
-        classification=dict(det_norm=False),
     ),
-]
+}
+FAMILIES = [Family(cls, **EXPECTED[cls.family_name]) for cls in families.FAMILIES]

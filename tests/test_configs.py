@@ -24,7 +24,7 @@ from torch._subclasses import FakeTensorMode
 
 import mmvit.models
 from mmvit.flops import count_work
-from mmvit.models import MPViT, RegionViT
+from mmvit.models import MPViT
 from mmvit.models.base import Backbone
 
 # The _d2 ones are other ways to test the same networks (tests/test_detectron2.py).
@@ -97,7 +97,7 @@ def test_backbones_of_the_index_have_these_parameters():
 def backbone_of(entry):
     """As in the classification networks."""
     cls = getattr(mmvit.models, entry['In Collection'])
-    return cls(entry['Metadata']['Arch'], **(dict(det_norm=False) if cls is RegionViT else {}))
+    return cls(entry['Metadata']['Arch'], **cls.classifier_options)
 
 
 @pytest.mark.parametrize('name', LEAVES)

@@ -1,4 +1,4 @@
-"""Released detectors, segmenters and classifiers through the whole conversion; detectron2's ways in numbers by hand."""
+"""Official detectors, segmenters and classifiers through the whole conversion; detectron2's ways in numbers by hand."""
 
 import hashlib
 import json
@@ -7,9 +7,9 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import official_heads
 import pytest
 import reference_inputs
-import released_heads
 import torch
 from commands import run
 from families import FAMILIES
@@ -18,7 +18,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmseg.apis import inference_model, init_model
 
-from mmvit.conversion import convert_checkpoint, find_kind, rename_heads
+from mmvit.conversion import convert_checkpoint, recognise_model, rename_heads
 
 MPVIT, _, REGIONVIT = FAMILIES
 TINY = (96, 176, 216, 216)  # channels of MPViT-T
@@ -72,19 +72,19 @@ SMALL = {
     ),
 }
 HEADS = {
-    'retinanet': released_heads.detectron2_retinanet(TINY[1:], width=32),
-    'maskrcnn': released_heads.detectron2_maskrcnn(TINY, width=32, hidden=64),
-    'cascade': released_heads.detectron2_cascade(TINY, width=32, hidden=64),
-    'upernet': released_heads.mmseg_upernet(TINY, width=32, auxiliary_width=32),
+    'retinanet': official_heads.detectron2_retinanet(TINY[1:], width=32),
+    'maskrcnn': official_heads.detectron2_maskrcnn(TINY, width=32, hidden=64),
+    'cascade': official_heads.detectron2_cascade(TINY, width=32, hidden=64),
+    'upernet': official_heads.mmseg_upernet(TINY, width=32, auxiliary_width=32),
 }
 FULL_HEADS = {
-    'retinanet': released_heads.detectron2_retinanet,
-    'maskrcnn': released_heads.detectron2_maskrcnn,
-    'cascade': released_heads.detectron2_cascade,
-    'upernet': released_heads.mmseg_upernet,
+    'retinanet': official_heads.detectron2_retinanet,
+    'maskrcnn': official_heads.detectron2_maskrcnn,
+    'cascade': official_heads.detectron2_cascade,
+    'upernet': official_heads.mmseg_upernet,
 }
 D2_LEAVES = sorted(path.stem for path in CONFIGS.glob('*_d2.py'))
-# Some of the pairs of theirs and ours, by hand; a strict load needs all the others.
+# Some of the pairs (official, mmvit), by hand; a strict load needs all the others.
 PAIRS = {
     'retinanet': {
         'backbone.fpn_lateral3.weight': 'neck.lateral_convs.0.conv.weight',
@@ -131,8 +131,8 @@ def _scope():
 
 
 @cache
-def released(kind):
-    """The weights of a released file with MPViT-T."""
+def official_weights(kind):
+    """The weights of an official file with MPViT-T."""
     prefix = 'backbone.' if kind == 'upernet' else 'backbone.bottom_up.backbone.'
     backbone = {k: v for k, v in MPVIT.official('tiny').items() if not k.startswith('cls_head.')}
     arrays = reference_inputs.official_state_dict(HEADS[kind], seed=0)
@@ -143,14 +143,14 @@ def released(kind):
 
 
 @pytest.mark.parametrize('leaf', [*D2_LEAVES, 'upernet_mpvit_s', 'upernet_mpvit_b'])
-def test_heads_of_the_released_networks(leaf):
+def test_heads_of_the_official_networks(leaf):
     """In full size: every weight of neck and heads has its place, and every place a weight."""
     cfg = Config.fromfile(f'configs/{leaf}.py').model
     with torch.device('meta'):
         model = MODELS.build(cfg)
         layout = FULL_HEADS[leaf.split('_')[0]](model.backbone.out_channels)
         heads = {key: torch.empty(shape) for key, shape in layout.items()}
-    renamed = rename_heads(heads, find_kind(heads))
+    renamed = rename_heads(heads, recognise_model(heads))
     own = {key: value.shape for key, value in model.state_dict().items() if not key.startswith('backbone.')}
     assert {key: value.shape for key, value in renamed.items()} == own
 
@@ -174,11 +174,11 @@ def config(tmp_path):
 
 @pytest.fixture
 def source(tmp_path):
-    """Writes a released file of a kind, with changes: a value, or None for an entry left out."""
+    """Writes an official file of a kind, with changes: a value, or None for an entry left out."""
 
     def write(kind, changes=None, **beside):
-        weights = {k: v for k, v in (released(kind) | (changes or {})).items() if v is not None}
-        path = tmp_path / f'{kind}_released.pth'
+        weights = {k: v for k, v in (official_weights(kind) | (changes or {})).items() if v is not None}
+        path = tmp_path / f'{kind}_official.pth'
         torch.save({'state_dict' if kind == 'upernet' else 'model': weights, **beside}, path)
         return str(path)
 
@@ -199,7 +199,7 @@ def test_a_detectron2_detector_predicts(kind, config, source, tmp_path):
     assert 'mapped to backbone: ' in said
     assert 'left out: 2 keys: optimizer, iteration (the state of the training run)' in said
     weights = torch.load(path, weights_only=True)['state_dict']
-    assert all(torch.equal(weights[ours], released(kind)[theirs]) for theirs, ours in PAIRS[kind].items())
+    assert all(torch.equal(weights[name], official_weights(kind)[key]) for key, name in PAIRS[kind].items())
     model = init_detector(config(kind), path, device='cpu')
     assert model.dataset_meta['classes'][:2] == ('person', 'bicycle')
     image = np.random.RandomState(0).randint(0, 256, (48, 80, 3), np.uint8)
@@ -216,7 +216,7 @@ def test_an_mmseg_segmenter_predicts(config, source, tmp_path):
     model = init_model(config('upernet'), path, device='cpu')
     assert list(model.dataset_meta['classes'][:2]) == ['wall', 'building']
     own = model.state_dict()
-    assert all(torch.equal(own[ours], released('upernet')[theirs]) for theirs, ours in PAIRS['upernet'].items())
+    assert all(torch.equal(own[name], official_weights('upernet')[key]) for key, name in PAIRS['upernet'].items())
     segments = inference_model(model, np.zeros((48, 80, 3), np.uint8)).pred_sem_seg.data
     assert segments.shape == (1, 48, 80)
 
@@ -233,7 +233,7 @@ def test_a_classifier_becomes_a_backbone(config, tmp_path):
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=path)
     model = MODELS.build(cfg.model)
     model.init_weights()
-    expected = MPVIT.cls.convert_official(official)
+    expected = MPVIT.cls.convert_official(official).weights
     loaded = model.backbone.state_dict()
     assert loaded.keys() == expected.keys()
     assert all(torch.equal(loaded[k], v) for k, v in expected.items())
@@ -247,11 +247,11 @@ def test_mim_test_takes_the_file(suffix, digits, tmp_path):
         f"_base_ = ['{CONFIGS}/maskrcnn_mpvit_t_digits.py', '{CONFIGS}/_base_/detectron2.py']\n"
         'model = _base_.detectron2_maskrcnn\n'
     )
-    layout = released_heads.detectron2_maskrcnn(TINY, width=64, hidden=256, classes=10, mask_convs=2)
+    layout = official_heads.detectron2_maskrcnn(TINY, width=64, hidden=256, classes=10, mask_convs=2)
     heads = reference_inputs.official_state_dict(layout, seed=0)
-    backbone = {k: v for k, v in released('maskrcnn').items() if k.startswith('backbone.bottom_up.')}
-    torch.save({'model': backbone | {k: torch.from_numpy(v) for k, v in heads.items()}}, tmp_path / 'released.pth')
-    path, _ = convert_checkpoint(str(tmp_path / 'released.pth'), str(config), str(tmp_path / f'new{suffix}'))
+    backbone = {k: v for k, v in official_weights('maskrcnn').items() if k.startswith('backbone.bottom_up.')}
+    torch.save({'model': backbone | {k: torch.from_numpy(v) for k, v in heads.items()}}, tmp_path / 'official.pth')
+    path, _ = convert_checkpoint(str(tmp_path / 'official.pth'), str(config), str(tmp_path / f'new{suffix}'))
     options = [f'test_dataloader.dataset.data_root={digits}/']
     options += [f'test_evaluator.ann_file={digits}/annotations/instances_val.json']
     said = run(
@@ -283,6 +283,8 @@ def refused(config, source, tmp_path):
 def test_what_has_no_explanation_is_refused(refused):
     refused('retinanet', {'head.mystery.weight': torch.zeros(1)}, 'a detectron2 RetinaNet', 'head.mystery.weight')
     refused('retinanet', {'backbone.bottom_up.backbone.mystery': torch.zeros(1)}, 'unexpected', 'mystery')
+    own = f'backbone.bottom_up.backbone.{MPVIT.cls.official_layout.mmvit_landmark}'
+    refused('retinanet', {own: torch.zeros(1)}, 'its backbone has the names of mmvit')
     refused('retinanet', {'head.bbox_pred.bias': 'text'}, 'no tensors', 'head.bbox_pred.bias')
     refused('retinanet', None, 'unknown entries beside the weights', 'mystery', mystery=1)
     # P6 as a feature pyramid's own map would take the name of the top block's.
@@ -304,7 +306,7 @@ def test_what_does_not_fit_the_config_is_refused(refused, config, tmp_path):
     refused('retinanet', None, 'another arch', wanted, to=f'{CONFIGS}/retinanet_mpvit_s_d2.py')
     refused('retinanet', None, 'its backbone is a RegionViT', wanted, to=f'{CONFIGS}/retinanet_regionvit_s_d2.py')
     with pytest.raises(ValueError, match=r'must end in .pth or .safetensors'):
-        convert_checkpoint('released.pth', config('retinanet'), str(tmp_path / 'new.bin'))
+        convert_checkpoint('official.pth', config('retinanet'), str(tmp_path / 'new.bin'))
 
 
 @pytest.mark.slow
@@ -322,13 +324,13 @@ def test_stored_settings_are_compared(refused, config, source, tmp_path):
     equal = {f'{key}{i}': anchors * 2**i for i in range(5)} | {'pixel_mean': mean.view(3, 1, 1)}
     _, said = convert_checkpoint(source('maskrcnn', equal), config('maskrcnn'), str(tmp_path / 'new.pth'))
     assert 'left out: 6 keys: proposal_generator.anchor_generator.cell_anchors.0' in said
-    assert "(the config's part, and equal there)" in said
+    assert '(settings, equal in the config)' in said
 
 
 @pytest.mark.slow
 def test_regionvit_behind_a_wrapper_with_its_means(tmp_path):
     """In half precision, in memory order of another kind, and with two weights in the same memory."""
-    layout = released_heads.detectron2_retinanet((128, 256, 512), width=32)
+    layout = official_heads.detectron2_retinanet((128, 256, 512), width=32)
     heads = {k: torch.from_numpy(v) for k, v in reference_inputs.official_state_dict(layout, seed=0).items()}
     heads['head.bbox_subnet.0.weight'] = heads['head.cls_subnet.0.weight'] = torch.ones(32, 32, 3, 3)
     heads['pixel_mean'], heads['pixel_std'] = (
@@ -342,14 +344,14 @@ def test_regionvit_behind_a_wrapper_with_its_means(tmp_path):
     name = 'module.backbone.fpn_output3.weight'
     weights = {f'module.{k}': v for k, v in weights.items() if '.model.norm.' not in k}
     weights[name] = weights[name].contiguous(memory_format=torch.channels_last)
-    torch.save({'model': weights}, tmp_path / 'released.pth')
+    torch.save({'model': weights}, tmp_path / 'official.pth')
     config = tmp_path / 'regionvit.py'
     config.write_text(
         f"_base_ = '{CONFIGS}/retinanet_regionvit_s_d2.py'\n"
         "model = dict(backbone=dict(arch='tiny'), neck=dict(in_channels=[128, 256, 512], out_channels=32),"
         'bbox_head=dict(in_channels=32, feat_channels=32))\n'
     )
-    path, said = convert_checkpoint(str(tmp_path / 'released.pth'), str(config), str(tmp_path / 'new.pth'))
+    path, said = convert_checkpoint(str(tmp_path / 'official.pth'), str(config), str(tmp_path / 'new.pth'))
     assert "a detectron2 RetinaNet with RegionViT 'tiny'" in said
     new = torch.load(path, weights_only=True)['state_dict']
     assert {v.dtype for v in new.values()} == {torch.float32}

@@ -115,7 +115,7 @@ def test_a_leaf_changes_what_differs_and_nothing_else(leaf):
     assert changed == CHANGES[leaf.split('_')[0]] | PIPELINE | (NORM if 'regionvit' in leaf else set())
 
 
-def test_there_is_a_leaf_for_every_released_detector():
+def test_there_is_a_leaf_for_every_official_detector():
     mpvit = {f'{method}_mpvit_{arch}_d2' for method in ('retinanet', 'maskrcnn') for arch in ('t', 'xs', 's', 'b')}
     archs = ('s', 's_w14', 's_w14_peg', 'b', 'b_w14', 'b_w14_peg', 'b_w14_peg_896')
     regionvit = {f'{method}_regionvit_{arch}_d2' for method in ('retinanet', 'maskrcnn') for arch in archs}

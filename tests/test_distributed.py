@@ -102,7 +102,6 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import MODEL_WRAPPERS
 from torch.distributed.fsdp import FullyShardedDataParallel
-from mmvit.sharding import BLOCKS
 
 class Toy(BaseModel):
     def __init__(self, backbone):
@@ -115,7 +114,7 @@ class Toy(BaseModel):
 wrapper = Config.fromfile('configs/maskrcnn_mpvit_b_fsdp.py').strategy.model_wrapper
 for family in FAMILIES:
     model = Toy(family.build(**(dict(norm_eval=True) if family.has_batch_norm else {}))).train()
-    blocks = sum(isinstance(module, BLOCKS) for module in model.modules())
+    blocks = sum(isinstance(module, family.cls.block_class) for module in model.modules())
     alone = copy.deepcopy(model)
     sharded = MODEL_WRAPPERS.build(
         copy.deepcopy(wrapper),

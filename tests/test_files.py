@@ -22,8 +22,8 @@ import torch
 import yaml
 from families import FAMILIES
 
-from mmvit import files
-from mmvit.files import read_checkpoint
+from mmvit.checkpoints import files
+from mmvit.checkpoints.files import read_checkpoint
 from mmvit.models.base import Backbone
 
 WEIGHTS = {'a.weight': torch.arange(60.0).reshape(4, 15), 'b.bias': torch.tensor([7, 8])}
@@ -174,7 +174,7 @@ def test_a_file_cut_anywhere_is_no_file(name, tmp_path):
 
 
 @pytest.mark.parametrize('name', FORMATS)
-def test_half_a_released_file_changes_nothing(name, tmp_path, official):
+def test_half_an_official_file_changes_nothing(name, tmp_path, official):
     path = save(tmp_path / name, official)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     model = FAMILIES[0].cls('tiny')
@@ -446,7 +446,7 @@ def test_a_download_is_kept(serve, data, cache):
     assert kept.read_bytes() == data
 
 
-def test_a_released_file_comes_from_its_address(serve, cache, tmp_path, official):
+def test_an_official_file_comes_from_its_address(serve, cache, tmp_path, official):
     data = save(tmp_path / 'weights.safetensors', official).read_bytes()
     server = serve(whole(data))
     address = server.address.replace('.pth', '.safetensors?download=true')
@@ -578,7 +578,7 @@ def test_addresses_and_licences_in_the_metafiles():
 def reader(address: str) -> subprocess.Popen:
     """Another process, begun, which reads this address."""
     # Not a fork: it would share the progress bar's lock, which a killed process never gives back.
-    code = 'import sys; from mmvit.files import read_checkpoint; read_checkpoint(sys.argv[1])'
+    code = 'import sys; from mmvit.checkpoints.files import read_checkpoint; read_checkpoint(sys.argv[1])'
     return subprocess.Popen([sys.executable, '-c', code, address])
 
 

@@ -18,7 +18,6 @@ from versions import needs_compiler
 
 from mmvit.hooks import backbone_of
 from mmvit.registry import HOOKS
-from mmvit.sharding import BLOCKS
 
 
 class Toy(BaseModel):
@@ -150,7 +149,7 @@ def test_pytorchs_compiler_makes_one_program_for_all_sizes(family, training):
     plain = shallow(family, out_indices=(0, 1), **options).train(training)
     compiled = copy.deepcopy(plain)
     HOOKS.build(dict(type='mmvit.CompileBackboneHook')).before_run(SimpleNamespace(model=Toy(compiled)))
-    assert all(m._compiled_call_impl for m in compiled.modules() if isinstance(m, BLOCKS))
+    assert all(m._compiled_call_impl for m in compiled.modules() if isinstance(m, family.cls.block_class))
     stances = iter(['default', 'fail_on_recompile', 'fail_on_recompile'])
     # At all sizes windows are padded, and a map has more tokens than the 4096 where the compiler turns, or fewer.
     for batch, *size in ((3, 200, 220), (3, 232, 180), (4, 201, 250)):

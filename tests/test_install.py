@@ -87,8 +87,8 @@ def test_one_line_installs_all_that_mim_needs(wheel, clean_venv, digits, tmp_pat
     user(clean_venv, 'mim', 'train', 'mmvit', config.name, '--work-dir', 'again', '--cfg-options', *options)
     assert (tmp_path / 'again' / 'epoch_1.pth').exists()
 
-    torch.save({'model': MPViT.to_official(MPViT('tiny').state_dict())}, tmp_path / 'released.pth')
-    files = ('released.pth', '--config', config, '-o', 'converted.pth')
+    torch.save({'model': MPViT.to_official(MPViT('tiny').state_dict())}, tmp_path / 'official.pth')
+    files = ('official.pth', '--config', config, '-o', 'converted.pth')
     assert 'written: converted-' in user(clean_venv, 'mim', 'run', 'mmvit', 'convert_checkpoint', *files)
     assert 'mpvit_tiny' in user(
         clean_venv, 'mim', 'run', 'mmvit', 'benchmark', 'mpvit_tiny', '--sizes', 64, '--rounds', 1

@@ -84,7 +84,7 @@ def test_layer_decay(build, name):
 
 def test_layers_of_a_backbone(family):
     model = family.build()
-    depths = family.small.get('depths') or family.small['num_layers']
+    depths = model.depths
     layers = {name: model.get_layer_depth(f'backbone.{name}', 'backbone.') for name, _ in model.named_parameters()}
     assert {count for _, count in layers.values()} == {sum(depths) + 2}
     assert {layer for layer, _ in layers.values()} == set(range(sum(depths) + 1))

@@ -1,4 +1,4 @@
-"""The backbones as timm models: timm's contract for a model, released files with classifiers, files trained with timm.
+"""The backbones as timm models: timm's contract for a model, official files with classifiers, files trained with timm.
 
 Not asked of them: torch.jit.script and torch.fx, whose limits the backbones do not heed.
 """
@@ -42,7 +42,7 @@ def quick(family):
 
     def build(**options):
         torch.manual_seed(0)
-        return classifiers.Classifier(classifiers.FAMILIES[family.name], family.small, num_classes=10, **options)
+        return classifiers.Classifier(family.cls, family.small, num_classes=10, **options)
 
     return build
 
@@ -223,10 +223,10 @@ def save(tmp_path):
     return saved
 
 
-def test_released_files_load_in_timms_ways(family, save):
+def test_official_files_load_in_timms_ways(family, save):
     official = family.official(family.smallest)
     path = save({'model': {'module.' + k: v for k, v in official.items()}})
-    backbone = family.cls.convert_official(official)
+    backbone = family.cls.convert_official(official).weights
     (linear,) = (k for k in official if k.endswith(('cls.weight', 'head.weight')))
     overlay = dict(pretrained=True, pretrained_cfg_overlay=dict(file=path))
     whole, fewer = create(family, checkpoint_path=path), create(family, num_classes=3, **overlay)
@@ -241,7 +241,7 @@ def test_released_files_load_in_timms_ways(family, save):
     torch.testing.assert_close(grey.get_submodule(conv).weight, expected)
 
 
-def test_a_released_file_without_classifier_is_an_error(family, save):
+def test_an_official_file_without_classifier_is_an_error(family, save):
     classifier = family.cls.official_layout.classifier
     path = save({k: v for k, v in family.official(family.smallest).items() if not k.startswith(classifier)})
     with pytest.raises(RuntimeError, match='head.fc'):

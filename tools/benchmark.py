@@ -69,10 +69,11 @@ from torch.utils.benchmark import Timer
 
 from mmvit.environment import describe_operators, installed_versions
 from mmvit.flops import Work, count_work
-from mmvit.models import MPViT, PyramidTNT, RegionViT
+from mmvit.models.families import FAMILIES
 
-FAMILIES: dict[str, Any] = {'mpvit': MPViT, 'pyramid_tnt': PyramidTNT, 'regionvit': RegionViT}
-OURS = {f'{family}_{arch}': (cls, arch) for family, cls in FAMILIES.items() for arch in cls.arch_zoo}
+OURS: dict[str, tuple[Any, str]] = {
+    f'{cls.family_name}_{arch}': (cls, arch) for cls in FAMILIES for arch in cls.arch_zoo
+}
 # Type of the weights and of the input, and what autocast computes in.
 DTYPES: dict[str, tuple[torch.dtype, torch.dtype | None]] = {
     'fp32': (torch.float32, None),

@@ -1,17 +1,17 @@
-"""Turn a released checkpoint into a file that `mim test` takes, with a report of what became of everything in it.
+"""Convert an official checkpoint to a file for `mim test`, and report what became of each of its entries.
 
     python tools/convert_checkpoint.py MaskRCNN_1x_RegionViT-S.pth --config configs/maskrcnn_regionvit_s_d2.py -o s.pth
     mim test mmdet configs/maskrcnn_regionvit_s_d2.py --checkpoint s-1a2b3c4d.pth
 
 SOURCE is a detectron2 detector, an mmseg 0.x segmenter or a classifier with one of mmvit's backbones. A detectron2
-file needs one of the _d2 configs, which set what detectron2 does otherwise than mmdet (one serves both schedules), or
-a config over one. Of a classifier only the backbone is kept, for training:
+file needs one of the _d2 configs, which test like detectron2 (one config serves both schedules), or a config that
+inherits from one. Of a classifier only the backbone is kept, for training:
 
     python tools/convert_checkpoint.py mpvit_small.pth --config configs/maskrcnn_mpvit_s.py -o small.pth
     mim train mmdet configs/maskrcnn_mpvit_s.py --cfg-options \\
         model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=small-1a2b3c4d.pth
 
-Anything in the file that has no explanation is an error, and then nothing is written.
+An entry of unknown meaning is an error; then nothing is written.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from mmvit.conversion import convert_checkpoint
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('source', metavar='SOURCE', help='path or http(s) address of the released file')
+    parser.add_argument('source', metavar='SOURCE', help='path or http(s) address of the official file')
     parser.add_argument('--config', required=True, help='path of the config of the same network')
     parser.add_argument(
         '-o', '--out', required=True, help='path ending in .pth or .safetensors; the name gets 8 digits of the sha256'

@@ -18,7 +18,7 @@ from skimage.util import montage
 from torch import nn
 from torch.nn.functional import interpolate
 
-from mmvit.files import read_checkpoint
+from mmvit.checkpoints.files import read_checkpoint
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Train a backbone as a classifier on the digits that stand in the images of tools/make_digits.py.
 
-What a user without released weights does on data of their own, in small. A detector takes the backbone out of the file
-that it writes: ``init_cfg=dict(type='mmvit.OfficialWeights', checkpoint=OUT)``.
+A small example of pretraining on one's own data, where official weights are not available. A detector loads the
+backbone from the new file: ``init_cfg=dict(type='mmvit.OfficialWeights', checkpoint=OUT)``.
 
     python tools/pretrain_digits.py mmvit_mpvit_tiny data/digits work_dirs/pretrained.pth
 """

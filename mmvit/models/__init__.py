@@ -1,7 +1,3 @@
-"""The backbones."""
+"""The backbones, listed in :mod:`mmvit.models.families`."""
 
-from mmvit.models.mpvit import MPViT
-from mmvit.models.pyramid_tnt import PyramidTNT
-from mmvit.models.regionvit import RegionViT
-
-__all__ = ['MPViT', 'PyramidTNT', 'RegionViT']
+from mmvit.models.families import *  # noqa: F403

@@ -1,9 +1,8 @@
-"""What the backbones share: their contract with OpenMMLab, checked input, freezing, released weights."""
+"""The base class of the backbones: their contract with OpenMMLab, checked arguments, freezing, official weights."""
 
 from __future__ import annotations
 
 import copy
-import re
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
@@ -11,21 +10,22 @@ from typing import Any, ClassVar
 
 import torch
 from mmcv.cnn import fuse_conv_bn
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from mmvit import cpu
-from mmvit.checkpoint import OfficialLayout, describe_mismatch, describe_quantised, log_line
-from mmvit.files import read_checkpoint
+from mmvit.checkpoints.files import read_checkpoint
+from mmvit.checkpoints.layouts import OfficialLayout
+from mmvit.checkpoints.loading import ConvertedWeights, load_strictly, recognise_arch
 
 
 class Backbone(BaseModule, metaclass=ABCMeta):
-    """A backbone that returns the feature maps of some of its four stages.
+    """A backbone of four stages that returns the feature maps of some of them.
 
-    A subclass builds ``stem`` and ``stages`` (no more than ``out_indices`` needs) and declares ``stage_channels`` and
-    ``stage_strides`` of all four. Weights are initialised at construction; ``init_weights`` applies ``init_cfg``.
+    A subclass initialises its weights in the constructor; ``init_weights`` applies ``init_cfg`` afterwards.
 
     Args:
         arch: Name of a variant in ``arch_zoo``, or a mapping with the same keys.
@@ -35,16 +35,39 @@ class Backbone(BaseModule, metaclass=ABCMeta):
         drop_path_rate: Stochastic depth of the last block.
         norm_eval: Keep batch norms in eval mode while training.
         in_channels: Channels of the input.
-        init_cfg: mmengine's, or ``dict(type='mmvit.OfficialWeights', checkpoint=...)`` for a released file.
+        init_cfg: mmengine's, or ``dict(type='mmvit.OfficialWeights', checkpoint=...)`` for an official file.
+
+    Attributes:
+        family_name: Name of the family in the names of configs and timm models.
+        arch_zoo: The settings of each variant, by its name.
+        official_layout: Layout of the official checkpoints.
+        block_class: Class of the transformer blocks: the units that FSDP shards and ``torch.compile`` compiles.
+        after_blocks: Names of the modules of a stage that come after its blocks.
+        position_tables: Name endings of the parameters that hold positions; they get no weight decay in timm.
+        classifier_norm_eps: Epsilon of the layer norm before the classifier, None if there is no such norm.
+        classifier_options: Arguments of this class in the classification networks.
+        min_size: Smallest height and width of an image, in pixels.
+        stem: What comes before the stages.
+        stages: The stages, no more than ``out_indices`` needs. The blocks of each are in lists called ``blocks``.
+        depths: Number of blocks of each of the four stages; parallel ones count once.
+        stage_channels: Channels of the map of each of the four stages.
+        stage_strides: Strides of these maps.
     """
 
+    family_name: ClassVar[str]
     arch_zoo: ClassVar[dict[str, dict[str, Any]]]
     official_layout: ClassVar[OfficialLayout]
+    block_class: ClassVar[type[nn.Module]]
+    after_blocks: ClassVar[tuple[str, ...]] = ()
+    position_tables: ClassVar[tuple[str, ...]] = ()
+    classifier_norm_eps: ClassVar[float | None] = None
+    classifier_options: ClassVar[dict[str, Any]] = {}
     num_stages: ClassVar[int] = 4
     min_size: ClassVar[int] = 32
 
     stem: nn.Module
     stages: nn.ModuleList
+    depths: Sequence[int]
     stage_channels: tuple[int, ...]
     stage_strides: tuple[int, ...]
 
@@ -86,14 +109,19 @@ class Backbone(BaseModule, metaclass=ABCMeta):
         """Feature maps (B, C_i, H_i, W_i) of an image batch (B, C, H, W), one per entry of ``out_indices``."""
 
     def forward_for_classifier(self, x: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """The maps of ``forward``, and the one (B, C, h, w) whose mean a classifier reads."""
+        """The maps of ``forward``, and the map (B, C, h, w) whose mean is the input of a classifier."""
         maps = self(x)
         return maps, maps[-1]
 
     @classmethod
+    def timm_cfg(cls, arch: str) -> dict[str, Any]:
+        """Entries of timm's ``pretrained_cfg`` that differ from the defaults of :mod:`mmvit.classifiers`."""
+        return {}
+
+    @classmethod
     @abstractmethod
     def check_arch(cls, arch: Mapping[str, Any]) -> None:
-        """Raise ValueError if the values of an arch mapping contradict one another (its keys are checked already)."""
+        """Raise ValueError if the values of an arch mapping are not valid. Its keys are checked already."""
 
     @property
     def out_channels(self) -> tuple[int, ...]:
@@ -108,26 +136,29 @@ class Backbone(BaseModule, metaclass=ABCMeta):
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Layer of a parameter, and the number of layers, for layer-wise learning-rate decay.
 
-        The stem is layer 0, then each block is one (in parallel paths those that stand side by side are). What a stage
-        has before or beside its blocks counts with its first, what comes after them with its last. The number of
-        layers counts one more for what follows the backbone.
+        The stem is layer 0. Each block is a layer; blocks side by side in parallel paths share one. The other modules
+        of a stage count with its first block, those of ``after_blocks`` with its last. The number of layers includes
+        one for the modules that follow the backbone.
 
         Args:
-            param_name: As in the model's ``named_parameters()``.
-            prefix: Of the backbone's parameters there, 'backbone.' for one.
+            param_name: Name in the ``named_parameters()`` of the model.
+            prefix: Prefix of the backbone's parameters there, such as 'backbone.'.
         """
-        depths = (self.arch.get('depths') or self.arch['num_layers'])[: len(self.stages)]
-        name = param_name.removeprefix(prefix)
-        layer = 0
-        if stage := re.match(r'stages\.(\d+)\.', name):
-            index = int(stage[1])
-            block = re.search(r'\.blocks\.(\d+)\.', name)
-            is_last = re.match(r'aggregate|det_norm', name[stage.end() :])
-            layer = 1 + sum(depths[:index]) + (int(block[1]) if block else depths[index] - 1 if is_last else 0)
-        return layer, sum(depths) + 2
+        depths = self.depths[: len(self.stages)]
+        num_layers = sum(depths) + 2
+        parts = param_name.removeprefix(prefix).split('.')
+        if parts[0] != 'stages':
+            return 0, num_layers
+        stage = int(parts[1])
+        block = 0
+        if 'blocks' in parts:
+            block = int(parts[parts.index('blocks') + 1])
+        elif parts[2] in self.after_blocks:
+            block = depths[stage] - 1
+        return 1 + sum(depths[:stage]) + block, num_layers
 
     def train(self, mode: bool = True):
-        """Set training mode, but for frozen parts and, with ``norm_eval``, batch norms."""
+        """Set the training mode. Frozen parts and, with ``norm_eval``, batch norms stay in eval mode."""
         super().train(mode)
         for part in [self.stem, *self.stages][: self.frozen_stages + 1]:
             part.eval().requires_grad_(False)
@@ -138,117 +169,98 @@ class Backbone(BaseModule, metaclass=ABCMeta):
         return self
 
     def fuse(self) -> Backbone:
-        """A copy for inference with the batch norms folded into the convolutions before them; this one stays."""
+        """A copy for inference in which the batch norms are merged into the convolutions before them."""
         return fuse_conv_bn(copy.deepcopy(self).eval()).requires_grad_(False)
 
     def init_weights(self) -> None:
         """Apply ``init_cfg`` to the weights that the constructor initialised."""
         if not self.init_cfg:
-            log_line(f'{type(self).__name__} has no init_cfg: it starts from random weights')
+            print_log(f'{type(self).__name__} has no init_cfg: it starts from random weights', logger='current')
         super().init_weights()
 
     def load_official(self, checkpoint: str, sha256: str | None = None) -> None:
-        """Load a released file, or one of mmvit's own, completely.
+        """Load an official file, or one of mmvit, completely.
 
-        Stages that ``out_indices`` does not need are left out, which one line tells.
+        Stages that this backbone was built without are left out; the log says so.
 
         Args:
             checkpoint: Path or http(s) address.
-            sha256: What the file's must be, as in :func:`mmvit.files.read_checkpoint`.
+            sha256: Expected sha256 of the file, see :func:`mmvit.checkpoints.files.read_checkpoint`.
 
         Raises:
             FileNotFoundError: There is no such file.
-            RuntimeError: The file is not to be had, or cannot be read safely.
-            ValueError: It is not a whole checkpoint of this family, or not of this arch.
+            RuntimeError: The file cannot be downloaded, or not be read safely.
+            ValueError: It is not a complete checkpoint of this family, or of another arch.
         """
         loaded = read_checkpoint(checkpoint, sha256)
         try:
-            weights = self.convert_official(loaded)
+            weights = self.convert_official(loaded).weights
         except ValueError as error:
             raise ValueError(f'{checkpoint}: {error}') from error
         self.load_converted(weights, checkpoint)
 
-    def load_converted(self, weights: Mapping[str, Tensor], checkpoint: str) -> None:
-        """Load what ``convert_official`` gave for the file ``checkpoint``, completely.
+    def load_converted(self, weights: Mapping[str, Tensor], source: str) -> None:
+        """Load the weights that ``convert_official`` returned, completely.
 
-        Stages that ``out_indices`` does not need are left out, which one line tells.
+        Stages that this backbone was built without are left out; the log says so.
+
+        Args:
+            weights: A full backbone's.
+            source: Name of their file, for messages.
 
         Raises:
-            ValueError: The weights are not of this arch.
+            ValueError: The weights do not fit this arch.
         """
-        weights = dict(weights)
-        self.resize_tables(weights)
-        own = self.state_dict()
-        not_built = tuple(f'stages.{i}.' for i in range(len(self.stages), self.num_stages))
-        fitting = {k: v for k, v in weights.items() if not k.startswith(not_built)} if not_built else weights
-        mismatch = describe_mismatch(_shapes(fitting), self.official_layout.expected(_shapes(own), _shapes(weights)))
-        if mismatch:
-            raise ValueError(f'{checkpoint} does not fit this {type(self).__name__} ({self.arch}): {mismatch}')
-        if quantised := describe_quantised(fitting, own):
-            raise ValueError(f'{checkpoint} has {quantised}')
-        self.load_state_dict({**own, **fitting}, strict=True)
-        notes = [f'leaving out {", ".join(s.rstrip(".") for s in not_built)} (not built)'] if not_built else []
-        if own.keys() - fitting.keys():
-            notes.append(f'keeping the initial {self.official_layout.optional} (the file has none)')
-        log_line(f'loaded {len(fitting)} tensors of {type(self).__name__} from {"; ".join([checkpoint, *notes])}')
+        resized = dict(weights)
+        self.resize_tables(resized)
+        not_built = [f'stages.{i}' for i in range(len(self.stages), self.num_stages)]
+        try:
+            load_strictly(self, resized, source, self.official_layout, not_built)
+        except ValueError as error:
+            raise ValueError(f'{source} does not fit this {type(self).__name__} ({self.arch}): {error}') from None
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         self.resize_tables(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def resize_tables(self, weights: dict[str, Tensor], prefix: str = '') -> None:
-        """Bring weights whose shape depends on a training size (none, by default) to this model's, in place.
+        """Resize weights whose shape depends on the training size to this model's, in place. By default there are none.
 
-        Every way of loading a state dict comes through here.
+        Every way to load a state dict calls this method.
         """
 
     @classmethod
-    def convert_official(cls, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The state dict of a released file's full backbone, for ``load_state_dict(..., strict=True)``.
+    def convert_official(cls, checkpoint: Mapping[str, Any]) -> ConvertedWeights:
+        """Convert the backbone of an official file to the names of mmvit.
 
         Args:
-            checkpoint: A loaded file in any released shape: bare, or under ``model`` or ``state_dict``; with the
-                prefixes of detectors, segmenters or DataParallel; with or without the classifier. Or one that has
-                our names already, of any arch; of timm's training files the averaged weights, if they have some.
+            checkpoint: A loaded official file in any form: bare, or under ``model`` or ``state_dict``; with the
+                prefixes of detectors, segmenters or DataParallel; with or without the classifier. A file with the names
+                of mmvit is accepted too. If timm trained it with averaging, the averaged weights are taken.
+
+        Returns:
+            The name of the arch and the weights, a named tuple ``(arch, weights)``. ``arch`` is None if the file has
+            the names of mmvit already: these may be of any arch.
 
         Raises:
-            ValueError: The file is not one of this family's known archs, or copies of one tensor in it disagree; the
-                keys are named.
+            ValueError: The file does not have a complete backbone of this family, or copies of a tensor in it differ.
+                The message names the keys.
         """
         try:
             weights = cls.official_layout.backbone_weights(checkpoint)
-            if cls.official_layout.own_landmark in weights:
-                return weights
+            if cls.official_layout.mmvit_landmark in weights:
+                return ConvertedWeights(None, weights)
             weights = cls.official_layout.rename(weights)
+            return ConvertedWeights(recognise_arch(weights, _zoo_weights(cls), cls.official_layout), weights)
         except ValueError as error:
-            raise ValueError(f'not a released {cls.__name__} checkpoint: {error}') from None
-        cls.recognise_arch(weights)
-        return weights
-
-    @classmethod
-    def recognise_arch(cls, weights: Mapping[str, Tensor]) -> str:
-        """Name of the known arch whose full backbone has these weights, by their names and shapes.
-
-        Raises:
-            ValueError: There is none; the differences to the nearest are named.
-        """
-        shapes = _shapes(weights)
-        zoo = {name: cls.official_layout.expected(own, shapes) for name, own in _zoo_shapes(cls).items()}
-        mismatches = {name: describe_mismatch(shapes, expected) for name, expected in zoo.items()}
-        if all(mismatches.values()):
-            nearest = max(zoo, key=lambda name: len(shapes.items() & zoo[name].items()))
-            raise ValueError(
-                f'not a released {cls.__name__} checkpoint: it is nearest to arch {nearest!r}, '
-                f'with these differences (names of mmvit): {mismatches[nearest]}'
-            )
-        return next(name for name, mismatch in mismatches.items() if not mismatch)
+            raise ValueError(f'not an official {cls.__name__} checkpoint: {error}') from None
 
     @classmethod
     def to_official(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A backbone's state dict in the layout of the released files, bare and without a classifier.
+        """Convert a backbone's state dict to the layout of the official files, bare and without a classifier.
 
         Raises:
-            ValueError: It is not a state dict of this family's backbone; the keys are named.
+            ValueError: It is not the state dict of a backbone of this family. The message names the keys.
         """
         try:
             return cls.official_layout.restore(state_dict)
@@ -257,7 +269,7 @@ class Backbone(BaseModule, metaclass=ABCMeta):
 
     @classmethod
     def resolve_arch(cls, arch: str | Mapping[str, Any]) -> dict[str, Any]:
-        """The settings of an arch given by name or as a mapping, checked."""
+        """The settings of an arch, given by name or as a mapping that is checked."""
         names = ', '.join(map(repr, cls.arch_zoo))
         if isinstance(arch, str):
             if arch not in cls.arch_zoo:
@@ -274,7 +286,7 @@ class Backbone(BaseModule, metaclass=ABCMeta):
         return dict(arch)
 
     def check_input(self, x: Tensor) -> None:
-        """Raise ValueError unless ``x`` is an image batch that this backbone can take."""
+        """Raise ValueError unless ``x`` is a batch of images that this backbone can process."""
         if x.ndim != 4:
             raise ValueError(f'{type(self).__name__} takes images (B, C, H, W), not a tensor of shape {tuple(x.shape)}')
         if x.shape[1] != self.in_channels:
@@ -286,7 +298,7 @@ class Backbone(BaseModule, metaclass=ABCMeta):
 
     @classmethod
     def check_stagewise(cls, arch: Mapping[str, Any], *keys: str) -> None:
-        """Raise ValueError unless each of these entries of an arch holds a positive integer for each stage."""
+        """Raise ValueError unless each of these entries of an arch has a positive integer for each stage."""
         for key in keys:
             values = arch[key]
             if not isinstance(values, Sequence) or len(values) != cls.num_stages:
@@ -323,10 +335,7 @@ def no_autocast(x: Tensor) -> torch.autocast:
 
 
 @cache
-def _zoo_shapes(cls: Any) -> dict[str, dict[str, torch.Size]]:
+def _zoo_weights(cls: Any) -> dict[str, dict[str, Tensor]]:
+    """The state dict of each arch of a family, on the meta device."""
     with torch.device('meta'):
-        return {name: _shapes(cls(arch=name).state_dict()) for name in cls.arch_zoo}
-
-
-def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {key: value.shape for key, value in weights.items()}
+        return {arch: cls(arch).state_dict() for arch in cls.arch_zoo}

@@ -16,7 +16,7 @@ from timm.layers import DropPath, Mlp, calculate_drop_path_rates
 from torch import Tensor, nn
 
 from mmvit import cpu
-from mmvit.checkpoint import OfficialLayout
+from mmvit.checkpoints.layouts import OfficialLayout
 from mmvit.models.base import Backbone, no_autocast, recomputed
 from mmvit.registry import MODELS, register
 
@@ -240,9 +240,10 @@ class MPViT(Backbone):
         norm_eval: Keep batch norms in eval mode while training.
         with_cp: Recompute transformer blocks in the backward pass to save memory.
         in_channels: Channels of the input.
-        init_cfg: mmengine's, or ``dict(type='mmvit.OfficialWeights', checkpoint=...)`` for a released file.
+        init_cfg: mmengine's, or ``dict(type='mmvit.OfficialWeights', checkpoint=...)`` for an official file.
     """
 
+    family_name = 'mpvit'
     arch_zoo: ClassVar[dict[str, dict[str, Any]]] = {
         'tiny': dict(embed_dims=(64, 96, 176, 216), num_layers=(1, 2, 4, 1), num_paths=(2, 3, 3, 3), mlp_ratio=2),
         'xsmall': dict(embed_dims=(64, 128, 192, 256), num_layers=(1, 2, 4, 1), num_paths=(2, 3, 3, 3), mlp_ratio=4),
@@ -272,6 +273,8 @@ class MPViT(Backbone):
         landmark='stem.0.bn.weight',
         classifier=[('cls_head.cls.', 'head.fc.')],
     )
+    block_class = Block
+    after_blocks = ('aggregate',)
     stage_strides = (4, 8, 16, 32)
 
     def __init__(
@@ -289,9 +292,10 @@ class MPViT(Backbone):
         super().__init__(arch, out_indices, frozen_stages, drop_path_rate, norm_eval, in_channels, init_cfg)
         norm_cfg = norm_cfg or dict(type='BN')
         dims = self.arch['embed_dims']
+        self.depths = self.arch['num_layers']
         self.stage_channels = (*dims[1:], dims[-1])
         self.stem = Stem(in_channels, dims[0], norm_cfg)
-        rates: Any = calculate_drop_path_rates(drop_path_rate, list(self.arch['num_layers']), stagewise=True)
+        rates: Any = calculate_drop_path_rates(drop_path_rate, list(self.depths), stagewise=True)
         self.stages = nn.ModuleList(
             Stage(
                 channels=dims[i],
@@ -317,6 +321,11 @@ class MPViT(Backbone):
             if i in self.out_indices:
                 outs.append(x.contiguous())  # mmcv's RoIAlign takes channels-last memory for channels-first
         return tuple(outs)
+
+    @classmethod
+    def timm_cfg(cls, arch: str) -> dict[str, Any]:
+        """Entries of timm's ``pretrained_cfg``; the addresses of the official files are dead."""
+        return dict(first_conv='backbone.stem.0.conv', paper_ids='arXiv:2112.11010')
 
     @classmethod
     def check_arch(cls, arch: Mapping[str, Any]) -> None:

@@ -17,11 +17,13 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from mmcv.cnn import build_norm_layer
+from mmengine.logging import print_log
+from timm.data.constants import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 from timm.layers import DropPath, Mlp, calculate_drop_path_rates, to_2tuple
 from torch import Tensor, nn
 
 from mmvit import cpu
-from mmvit.checkpoint import OfficialLayout, log_line
+from mmvit.checkpoints.layouts import OfficialLayout
 from mmvit.models.base import Backbone, recomputed
 from mmvit.registry import MODELS, register
 
@@ -287,9 +289,10 @@ class PyramidTNT(Backbone):
         norm_eval: Keep batch norms in eval mode while training.
         with_cp: Recompute blocks in the backward pass to save memory.
         in_channels: Channels of the input.
-        init_cfg: mmengine's, or ``dict(type='mmvit.OfficialWeights', checkpoint=...)`` for a released file.
+        init_cfg: mmengine's, or ``dict(type='mmvit.OfficialWeights', checkpoint=...)`` for an official file.
     """
 
+    family_name = 'pyramid_tnt'
     arch_zoo: ClassVar[dict[str, dict[str, Any]]] = {
         name: dict(
             inner_dims=tuple(width * n for n in (1, 2, 4, 4)),
@@ -333,6 +336,9 @@ class PyramidTNT(Backbone):
         landmark='patch_embed.common_conv.0.weight',
         classifier=[('norm.', 'norm.'), ('head.', 'head.fc.')],
     )
+    block_class = Block
+    position_tables = ('inner_pos', 'outer_pos', 'relative_pos')
+    classifier_norm_eps = 1e-5
 
     stem: Stem
 
@@ -355,12 +361,13 @@ class PyramidTNT(Backbone):
         if min(height, width) < self.min_size:
             raise ValueError(f'img_size must be {self.min_size} or more a side, not {img_size!r}')
         self.upsample = upsample
+        self.depths = self.arch['depths']
         self.stage_strides = (4, 8, 16, 32) if upsample else (8, 16, 32, 64)
         inner, outer = self.arch['inner_dims'], self.arch['outer_dims']
         self.stage_channels = tuple(outer)
         grids = [(ceil(height / stride), ceil(width / stride)) for stride in (8, 16, 32, 64)]
         self.stem = Stem(in_channels, inner[0], outer[0], grids[0], norm_cfg or dict(type='BN'))
-        rates: Any = calculate_drop_path_rates(drop_path_rate, list(self.arch['depths']), stagewise=True)
+        rates: Any = calculate_drop_path_rates(drop_path_rate, list(self.depths), stagewise=True)
         self.stages = nn.ModuleList(
             Stage(
                 before=(inner[i - 1], outer[i - 1]) if i else None,
@@ -399,6 +406,20 @@ class PyramidTNT(Backbone):
         return out[:, :, : (height + stride - 1) // stride, : (width + stride - 1) // stride].contiguous()
 
     @classmethod
+    def timm_cfg(cls, arch: str) -> dict[str, Any]:
+        """Entries of timm's ``pretrained_cfg``; the official files are behind a password."""
+        size = cls.arch_zoo[arch]['img_size']
+        return dict(
+            input_size=(3, size, size),
+            pool_size=(size // 64, size // 64),
+            mean=IMAGENET_INCEPTION_MEAN,
+            std=IMAGENET_INCEPTION_STD,
+            crop_pct=0.9,
+            first_conv='backbone.stem.common.conv',
+            paper_ids='arXiv:2201.00978',
+        )
+
+    @classmethod
     def check_arch(cls, arch: Mapping[str, Any]) -> None:
         """Raise ValueError if the values of an arch mapping contradict one another."""
         cls.check_stagewise(arch, 'inner_dims', 'outer_dims', 'inner_heads', 'outer_heads', 'depths')
@@ -408,7 +429,7 @@ class PyramidTNT(Backbone):
                     raise ValueError(f'{stream}_dims must be multiples of {stream}_heads; {dim} is not one of {heads}')
 
     def resize_tables(self, weights: dict[str, Tensor], prefix: str = '') -> None:
-        """Bring position tables of another training size to this one's, in place; both must be of square images."""
+        """Resize position tables of another training size to this one's, in place. Both sizes must be square."""
         resized = []
         pos = weights.get(f'{prefix}stem.outer_pos')
         if pos is not None and pos.shape != self.stem.outer_pos.shape:
@@ -425,7 +446,7 @@ class PyramidTNT(Backbone):
                 weights[f'{prefix}stages.{i}.relative_pos'] = (new.queries @ new.keys.mT).to(table.dtype)
                 resized.append(f'stages.{i}.relative_pos')
         if resized:
-            log_line(f'PyramidTNT resized tables of another training size: {", ".join(resized)}')
+            print_log(f'PyramidTNT resized tables of another training size: {", ".join(resized)}', logger='current')
 
     def reset_parameters(self) -> None:
         """Initialise as the authors."""

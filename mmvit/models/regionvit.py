@@ -14,14 +14,20 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from mmengine.logging import print_log
 from timm.layers import DropPath, LayerNorm2d, Mlp, calculate_drop_path_rates
 from torch import Tensor, nn
 
 from mmvit import cpu
-from mmvit.checkpoint import OfficialLayout, log_line
+from mmvit.checkpoints.layouts import OfficialLayout
 from mmvit.models.base import Backbone, recomputed
 from mmvit.registry import MODELS, register
 
+# Official files. The address of 'medium' leads to 'small', and with windows of 14 only detectors were published.
+CLASSIFIERS = {
+    arch: f'https://github.com/IBM/RegionViT/releases/download/weights-v0.1/RegionViT-{name}.pth'
+    for arch, name in dict(tiny='Ti', small='S', base='B').items()
+}
 PATCH = 4  # pixels of a local token's side
 MLP_RATIO = 4
 # What a pair of tokens that must not see one another gets for a logit: far below any, and finite in 16 bits, so that a
@@ -244,33 +250,29 @@ class RegionViT(Backbone):
     (n - 2) // 4 + 1.
 
     Args:
-        arch: 'tiny', 'small', 'medium', 'base', 'small_w14', 'small_w14_peg', 'base_w14', 'base_w14_peg', or a dict
-            with ``embed_dims``, ``num_heads`` and ``depths`` of each stage, ``window`` (side in local tokens),
-            ``three_convs`` (the stem) and ``peg``.
+        arch: 'tiny', 'small', 'medium', 'base', 'tiny_w14', 'small_w14', 'small_w14_peg', 'base_w14', 'base_w14_peg',
+            or a dict with ``embed_dims``, ``num_heads`` and ``depths`` of each stage, ``window`` (side in local
+            tokens), ``three_convs`` (the stem) and ``peg``.
         out_indices: Ascending indices of the stages whose maps are returned.
         frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the first n stages.
         drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
         det_norm: Normalise each stage's local map: what is returned, and what the next stage receives.
-        window_mask: 'official' as the released networks, 'exact' lets no padding be seen in the corner window either.
+        window_mask: 'official' as in the official networks; 'exact' also hides all padding in the corner window.
         with_cp: Recompute blocks in the backward pass to save memory.
         in_channels: Channels of the input.
-        init_cfg: mmengine's, or ``dict(type='mmvit.OfficialWeights', checkpoint=...)`` for a released file.
+        init_cfg: mmengine's, or ``dict(type='mmvit.OfficialWeights', checkpoint=...)`` for an official file.
     """
 
+    family_name = 'regionvit'
+    _tiny: ClassVar = dict(embed_dims=(64, 128, 256, 512), num_heads=(2, 4, 8, 16), window=7)
     _small: ClassVar = dict(embed_dims=(96, 192, 384, 768), num_heads=(3, 6, 12, 24), window=7)
     _base: ClassVar = dict(embed_dims=(128, 256, 512, 1024), num_heads=(4, 8, 16, 32), window=7)
     arch_zoo: ClassVar[dict[str, dict[str, Any]]] = {
-        'tiny': dict(
-            embed_dims=(64, 128, 256, 512),
-            num_heads=(2, 4, 8, 16),
-            depths=(2, 2, 8, 2),
-            window=7,
-            three_convs=True,
-            peg=False,
-        ),
+        'tiny': dict(_tiny, depths=(2, 2, 8, 2), three_convs=True, peg=False),
         'small': dict(_small, depths=(2, 2, 8, 2), three_convs=True, peg=False),
         'medium': dict(_small, depths=(2, 2, 14, 2), three_convs=False, peg=False),
         'base': dict(_base, depths=(2, 2, 14, 2), three_convs=False, peg=False),
+        'tiny_w14': dict(_tiny, depths=(2, 2, 8, 2), three_convs=True, peg=False, window=14),
         'small_w14': dict(_small, depths=(2, 2, 8, 2), three_convs=True, peg=False, window=14),
         'small_w14_peg': dict(_small, depths=(2, 2, 8, 2), three_convs=True, peg=True, window=14),
         'base_w14': dict(_base, depths=(2, 2, 14, 2), three_convs=False, peg=False, window=14),
@@ -301,6 +303,11 @@ class RegionViT(Backbone):
         optional='det_norm',
         map_norms=('stem.local.norm', 'projection.norm', 'det_norm'),
     )
+    block_class = Block
+    after_blocks = ('det_norm',)
+    position_tables = ('rel_pos_table',)
+    classifier_norm_eps = 1e-6
+    classifier_options: ClassVar[dict[str, Any]] = dict(det_norm=False)
     stage_strides = (4, 8, 16, 32)
 
     def __init__(
@@ -319,9 +326,10 @@ class RegionViT(Backbone):
         if window_mask not in ('official', 'exact'):
             raise ValueError(f"window_mask must be 'official' or 'exact', not {window_mask!r}")
         dims = self.arch['embed_dims']
+        self.depths = self.arch['depths']
         self.stage_channels = tuple(dims)
         self.stem = Stem(in_channels, dims[0], self.arch['window'], self.arch['three_convs'])
-        rates: Any = calculate_drop_path_rates(drop_path_rate, list(self.arch['depths']), stagewise=True)
+        rates: Any = calculate_drop_path_rates(drop_path_rate, list(self.depths), stagewise=True)
         self.stages = nn.ModuleList(
             Stage(
                 in_channels=dims[i - 1] if i else None,
@@ -354,6 +362,17 @@ class RegionViT(Backbone):
         return tuple(outs), regional
 
     @classmethod
+    def timm_cfg(cls, arch: str) -> dict[str, Any]:
+        """Entries of timm's ``pretrained_cfg``."""
+        local = 'conv1' if cls.arch_zoo[arch]['three_convs'] else 'conv'
+        return dict(
+            url=CLASSIFIERS.get(arch, ''),
+            pool_size=(1, 1),
+            first_conv=(f'backbone.stem.local.{local}', 'backbone.stem.regional'),
+            paper_ids='arXiv:2106.02689',
+        )
+
+    @classmethod
     def check_arch(cls, arch: Mapping[str, Any]) -> None:
         """Raise ValueError if the values of an arch mapping contradict one another."""
         cls.check_stagewise(arch, 'embed_dims', 'num_heads', 'depths')
@@ -366,19 +385,20 @@ class RegionViT(Backbone):
             raise ValueError(f'window must be an integer of 2 or more, not {arch["window"]!r}')
 
     def resize_tables(self, weights: dict[str, Tensor], prefix: str = '') -> None:
-        """Bring relative position tables and the regional kernel of another window to this one's, in place."""
+        """Resize relative position tables and the regional kernel of another window to this one's, in place."""
         window = self.arch['window']
         kernel = weights.get(f'{prefix}stem.regional.weight')
         if kernel is None or kernel.shape[-1] == PATCH * window:
             return
-        # A kernel that sees more pixels weighs each less, so that an even patch gives the same token.
+        # A larger kernel gets smaller weights, so that a patch of one colour gives the same token.
         area = (kernel.shape[-1] / (PATCH * window)) ** 2
         new = F.interpolate(kernel.float(), size=2 * (PATCH * window,), mode='bicubic') * area
         weights[f'{prefix}stem.regional.weight'] = new.to(kernel.dtype)
         for name, table in weights.items():
             if name.startswith(prefix) and name.endswith('rel_pos_table'):
                 weights[name] = resize_table(table, window)
-        log_line(f'RegionViT resized the tables of window {kernel.shape[-1] // PATCH} to window {window}')
+        trained = kernel.shape[-1] // PATCH
+        print_log(f'RegionViT resized the tables of window {trained} to window {window}', logger='current')
 
     def reset_parameters(self) -> None:
         """Initialise as the authors; convolutions keep PyTorch's."""

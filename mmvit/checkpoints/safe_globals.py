@@ -1,7 +1,7 @@
-"""Lets torch's safe loading read mmengine's own checkpoints.
+"""Permission for torch's safe loading to read the checkpoints of mmengine.
 
-Since PyTorch 2.6, ``torch.load`` unpickles only what is on its allow-list. An mmengine checkpoint also holds the
-message hub: ``HistoryBuffer`` objects, NumPy arrays and NumPy scalars. Their classes are added here, and nothing else.
+Since PyTorch 2.6, ``torch.load`` unpickles only what is on its allow-list. A checkpoint of mmengine also contains the
+message hub: ``HistoryBuffer`` objects, NumPy arrays and NumPy scalars. This module adds their classes, nothing else.
 """
 
 from pickle import UnpicklingError
@@ -17,7 +17,7 @@ HISTORY_STATISTICS = ('min', 'max', 'mean', 'current')
 
 
 def history_buffer_getattr(owner, name):
-    """``builtins.getattr`` as a checkpoint may use it: to name one of HistoryBuffer's statistics.
+    """``builtins.getattr``, limited to the statistics of HistoryBuffer that a checkpoint refers to.
 
     Raises:
         UnpicklingError: For any other attribute or owner.
@@ -28,7 +28,7 @@ def history_buffer_getattr(owner, name):
 
 
 def allow_mmengine_checkpoints() -> None:
-    """Put what mmengine stores in a checkpoint on torch's allow-list (again and again does no harm)."""
+    """Add what mmengine stores in a checkpoint to torch's allow-list. Repeated calls do no harm."""
     add_safe_globals(
         [
             HistoryBuffer,
@@ -36,7 +36,7 @@ def allow_mmengine_checkpoints() -> None:
             np.dtype,
             np.dtypes.Float64DType,
             np.dtypes.Int64DType,
-            # Pickles name these functions by their place in the NumPy that wrote them, 1 or 2.
+            # Their names in a pickle depend on the version of NumPy, 1 or 2, that wrote it.
             *((getattr(multiarray, name), f'numpy.{core}.multiarray.{name}') for core in CORES for name in MAKERS),
             (history_buffer_getattr, 'builtins.getattr'),
         ]

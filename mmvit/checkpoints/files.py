@@ -1,4 +1,4 @@
-"""Other people's checkpoint files: fetched whole, compared with their sha256, read without running what is in them."""
+"""Reading checkpoint files of other people: download, check of the sha256, and loading without running their code."""
 
 from __future__ import annotations
 
@@ -21,26 +21,25 @@ from pooch.utils import unique_file_name
 
 from mmvit.compat import safe_globals
 
-TIMEOUT = 30  # seconds that a server may take to answer, or to send anything more
+TIMEOUT = 30  # seconds that a server may take to answer, or to send more data
 RETRIES = 2
-CONFIGS = Path(__file__).parent / '.mim/configs'  # in an installed package
+CONFIGS = Path(__file__).parents[1] / '.mim/configs'  # in an installed package
 if not CONFIGS.is_dir():
-    CONFIGS = Path(__file__).parents[1] / 'configs'  # in a checkout
+    CONFIGS = Path(__file__).parents[2] / 'configs'  # in a checkout
 
 
 def read_checkpoint(source: str, sha256: str | None = None) -> Mapping[str, Any]:
-    """Load a file on the CPU, taking nothing from it but tensors and plain containers.
+    """Load a file on the CPU. Only tensors and plain containers are accepted.
 
     Args:
-        source: Path or http(s) address of a ``.safetensors`` file, or of one that ``torch.save`` wrote (of any name).
-            What comes from an address is kept in torch hub's folder (``TORCH_HOME`` moves it), one file per address.
-        sha256: What the file's must be. By default, what a metafile gives for the address, or else the first digits
-            that the file's name ends in (``name-0123abcd.pth``), if it does.
+        source: Path or http(s) address of a ``.safetensors`` file, or of a file of any name that ``torch.save`` wrote.
+            Downloads are kept in the folder of torch.hub (set ``TORCH_HOME`` to move it), one file per address.
+        sha256: Expected sha256 of the file. The default is the one that a metafile gives for the address, or else the
+            first 8 digits if the file's name ends in them (``name-0123abcd.pth``).
 
     Raises:
         FileNotFoundError: There is no such file.
-        RuntimeError: The address does not answer, or the file is another than it should be, or not a whole checkpoint,
-            or not one that is safe to load.
+        RuntimeError: The download failed, the sha256 is another one, or the file is damaged or not safe to load.
     """
     is_address = source.startswith(('http://', 'https://'))
     if is_address:
@@ -53,13 +52,13 @@ def read_checkpoint(source: str, sha256: str | None = None) -> Mapping[str, Any]
         return _loaded(path)
     except _BadFileError as error:
         if is_address:
-            path.unlink(missing_ok=True)  # so that the next run fetches it anew
+            path.unlink(missing_ok=True)  # the next run downloads it again
         raise RuntimeError(f'{source} {error}') from None
 
 
 @cache
 def known_hashes() -> dict[str, str]:
-    """{address: sha256} of the released files for which the metafiles give one."""
+    """{address: sha256} of the official files whose sha256 the metafiles give."""
     models = [model for file in CONFIGS.glob('metafile_*.yml') for model in mmengine.load(file)['Models']]
     return {
         model.get('Weights') or model['Metadata']['Detectron2 Weights']: model['Metadata']['Weights SHA256']
@@ -69,7 +68,7 @@ def known_hashes() -> dict[str, str]:
 
 
 class _BadFileError(Exception):
-    """What is wrong with a file, in words that follow its name."""
+    """A file cannot be used. The message continues a sentence that begins with the file's name."""
 
 
 def _existing(source: str) -> Path:
@@ -81,7 +80,7 @@ def _existing(source: str) -> Path:
 
 
 def _downloaded(address: str, sha256: str | None) -> Path:
-    """The file of an address in the cache. It gets there as a whole, as far as its server tells, and of that hash."""
+    """Download a file into the cache, unless it is there, and return its path. Incomplete downloads are errors."""
     name = unique_file_name(address)
     folder = Path(torch.hub.get_dir()) / 'checkpoints'
     downloads = pooch.create(
@@ -98,7 +97,7 @@ def _downloaded(address: str, sha256: str | None) -> Path:
 
 
 def _hash_in_name(source: str) -> str | None:
-    """The first 8 digits of the sha256 as in mmengine's file names; 8 decimal ones are taken for a date."""
+    """The first 8 digits of the sha256 at the end of a name, as mmengine writes them. 8 decimal digits are a date."""
     match = re.search(r'-(?!\d{8})([0-9a-f]{8})\.\w+(\?.*)?$', source)
     return match and match[1]
 
@@ -116,11 +115,11 @@ def _loaded(path: Path) -> Mapping[str, Any]:
         if path.suffix == '.safetensors':
             return safetensors.torch.load_file(path)
         _refuse_programs(path)
-        with safe_globals([Namespace]):  # training programs keep their arguments in it
+        with safe_globals([Namespace]):  # training programs store their arguments in one
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except _BadFileError:
         raise
-    except Exception as error:  # broken files raise errors of many types, unexpected ones too
+    except Exception as error:  # broken files raise errors of many types
         raise _BadFileError(_diagnosis(path, error)) from None
     if not isinstance(checkpoint, Mapping):
         raise _BadFileError(f'holds a {type(checkpoint).__name__}, not a mapping of weights')
@@ -128,7 +127,7 @@ def _loaded(path: Path) -> Mapping[str, Any]:
 
 
 def _refuse_programs(path: Path) -> None:
-    """Raise for the two formats from which PyTorch below 2.6 runs code even where it is asked for weights only."""
+    """Raise an error for two formats whose code PyTorch below 2.6 runs even with ``weights_only=True``."""
     is_torchscript = zipfile.is_zipfile(path) and any(
         name.endswith('/constants.pkl') for name in zipfile.ZipFile(path).namelist()
     )
@@ -140,7 +139,7 @@ def _refuse_programs(path: Path) -> None:
 
 
 def _diagnosis(path: Path, error: Exception) -> str:
-    """Why a file does not load. torch's own words are cut short: they recommend to load it unsafely."""
+    """Why a file does not load. torch's own message is cut short, because it recommends to load the file unsafely."""
     with path.open('rb') as file:
         start = file.read(1024).lstrip()
     if not start:
@@ -150,23 +149,23 @@ def _diagnosis(path: Path, error: Exception) -> str:
             'is a web page and not a checkpoint: its address is dead or asks for a password. Open the address in a '
             'browser, download the file and give its path.'
         )
-    asked = _asked_for(path, start, str(error)) if isinstance(error, UnpicklingError) else None
-    if asked == 'argparse.Namespace':
+    refused = _refused_object(path, start, str(error)) if isinstance(error, UnpicklingError) else None
+    if refused == 'argparse.Namespace':
         return (
             f"holds its training program's arguments (argparse.Namespace), which PyTorch reads safely since 2.5 and "
             f'this one, {torch.__version__}, does not: upgrade PyTorch.'
         )
-    if asked:
+    if refused:
         return (
             f'is refused, for loading it could run code that somebody put in: its pickle holds more than weights '
-            f'({asked}). Ask its author for a safetensors file or a plain state_dict; or load it in a sandbox and '
+            f'({refused}). Ask its author for a safetensors file or a plain state_dict; or load it in a sandbox and '
             f"save there what is needed: torch.save({{'state_dict': ...}}, file)."
         )
     return f'is not a whole checkpoint ({type(error).__name__}: {str(error).split(". ")[0]}): fetch it again.'
 
 
-def _asked_for(path: Path, start: bytes, message: str) -> str | None:
-    """What torch met in a pickle and does not allow; None if the file is no pickle."""
+def _refused_object(path: Path, start: bytes, message: str) -> str | None:
+    """The object in a pickle that torch refuses; None if the file is not a pickle."""
     if 'unexpected EOF' in message:
         return None
     if function := re.search(r'(?:GLOBAL|Unsupported class) ([\w.]+)', message):
@@ -176,9 +175,9 @@ def _asked_for(path: Path, start: bytes, message: str) -> str | None:
 
 
 def _is_pickle(path: Path) -> bool:
-    """Whether a file begins with a whole pickle, which is looked at and not run."""
+    """Whether a file begins with a complete pickle. The pickle is parsed, not run."""
     with path.open('rb') as file:
         try:
             return all(pickletools.genops(file))
-        except (ValueError, MemoryError, OverflowError):  # the latter from lengths that no file has
+        except (ValueError, MemoryError, OverflowError):  # impossible lengths raise the last two
             return False

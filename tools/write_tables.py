@@ -14,7 +14,7 @@ import yaml
 
 PAGES = [Path('README.md'), *sorted(Path('docs').glob('*.md'))]
 SIZES = ('Parameters (M)', 'FLOPs (G)')
-SIZE_HEADS = ['parameters (published)', '(measured)', 'multiply-adds (published)', '(measured)']
+SIZE_HEADS = ['parameters, M (paper)', '(ours)', 'multiply-adds, G (paper)', '(ours)']
 
 
 def models() -> dict[str, dict]:
@@ -28,12 +28,9 @@ def models() -> dict[str, dict]:
 
 
 def sizes(model: dict) -> list[str]:
-    """Published and measured parameters, then multiply-adds."""
-    data = model['Metadata']
+    """Published and measured parameters in millions, then multiply-adds in billions."""
     return [
-        f'{data[key]} {unit[-2]}' if (key := f'{source} {unit}') in data else ''
-        for unit in SIZES
-        for source in ('Published', 'Measured')
+        str(model['Metadata'].get(f'{source} {unit}', '')) for unit in SIZES for source in ('Published', 'Measured')
     ]
 
 
@@ -49,7 +46,7 @@ def code(model: dict) -> str:
 
 def zoo() -> list[list[str]]:
     """A short table: each backbone with its Mask R-CNN, where a paper has one."""
-    rows = [['backbone', 'in Python', 'parameters', 'multiply-adds', 'ImageNet top-1', 'COCO box AP', 'COCO mask AP']]
+    rows = [['backbone', 'in Python', 'parameters, M', 'multiply-adds, G', 'ImageNet top-1', 'box AP', 'mask AP']]
     runs = {model['Metadata'].get('Backbone'): model for name, model in models().items() if is_short_maskrcnn(name)}
     for name, model in backbones().items():
         run = runs.get(name, {'Metrics': {}})['Metrics']
@@ -66,7 +63,7 @@ def is_short_maskrcnn(name: str) -> bool:
 
 
 def backbone_table() -> list[list[str]]:
-    rows = [['backbone', 'in Python', *SIZE_HEADS, 'ImageNet top-1 (published)']]
+    rows = [['backbone', 'in Python', *SIZE_HEADS, 'ImageNet top-1 (paper)']]
     for name, model in backbones().items():
         rows.append([name, code(model), *sizes(model), str(model['Metrics'].get('Published Top-1', ''))])
     return rows
@@ -83,7 +80,8 @@ def weights() -> list[list[str]]:
 
 def method(prefix: str, *metrics: str, schedules: tuple[str, ...] = ('1x', '3x')) -> list[list[str]]:
     """A row for each network, which several schedules may share."""
-    heads = [f'{metric} {schedule} (published)' for schedule in schedules for metric in metrics]
+    title = '/'.join(metrics).replace(' AP/', '/')  # box/mask AP
+    heads = [f'{title} {schedule} (paper)' for schedule in schedules]
     rows = [['config', *heads, *SIZE_HEADS]]
     index = models()
     for name in index:
@@ -91,8 +89,9 @@ def method(prefix: str, *metrics: str, schedules: tuple[str, ...] = ('1x', '3x')
             continue
         long = index.get(f'{name}_3x')
         runs = [index[name], long or {'Metrics': {}}][: len(schedules)]
-        values = [str(run['Metrics'].get(f'Published {metric}', '')) for run in runs for metric in metrics]
-        rows.append([f'`{name}[_3x]`' if long else f'`{name}`', *values, *sizes(index[name])])
+        values = [[str(run['Metrics'].get(f'Published {metric}', '')) for metric in metrics] for run in runs]
+        cells = ['/'.join(filter(None, found)) for found in values]
+        rows.append([f'`{name}[_3x]`' if long else f'`{name}`', *cells, *sizes(index[name])])
     return rows
 
 

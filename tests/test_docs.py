@@ -69,17 +69,24 @@ def parse(page: Path) -> list[Token]:
     return MarkdownIt().enable('table').parse(page.read_text())
 
 
+def language(fence: Token) -> str:
+    return fence.info.partition(' ')[0]
+
+
 def blocks(page: Path) -> list[Block]:
     tokens = parse(page)
     above = [None, *tokens]
     return [
-        Block(page, token.map[0] + 1, token.info, token.content, MARK.fullmatch(before.content) if before else None)
+        Block(
+            page, token.map[0] + 1, language(token), token.content, MARK.fullmatch(before.content) if before else None
+        )
         for before, token in zip(above, tokens, strict=False)
         if token.type == 'fence' and token.map
     ]
 
 
 BLOCKS = {page: blocks(page) for page in PAGES}
+RUN_ELSEWHERE = [block for found in BLOCKS.values() for block in found if block.is_run_elsewhere]
 COMMANDS = [block for found in BLOCKS.values() for block in found if block.language == 'bash']
 SNIPPETS = [page for page, found in BLOCKS.items() if any(block.language == 'python' for block in found)]
 
@@ -162,8 +169,8 @@ def test_commands_name_what_there_is(block, checkout, monkeypatch):
                 check_config(config)
 
 
-@pytest.mark.parametrize('block', [block for block in COMMANDS if block.is_run_elsewhere], ids=str)
-def test_tests_that_run_commands_exist(block):
+@pytest.mark.parametrize('block', RUN_ELSEWHERE, ids=str)
+def test_tests_that_run_blocks_exist(block):
     file, _, name = block.mark[2].partition('::')
     assert f'def {name}(' in (ROOT / file).read_text()
 

@@ -1,5 +1,6 @@
 # make demo: train, test and draw a detector on the embedded data (BACKBONE=mpvit_t, regionvit_t or pyramid_tnt_t).
 # make test: lint and all tests in the default environment. make lanes: the other environments (tests/lanes).
+# make docs: the documentation as a site in site/.
 # The path of a version of Python, if it is there. Where pyenv is in use, its variable makes it answer.
 find = $(shell PYENV_VERSION=$(1) python$(1) -c 'import ensurepip, sys; print(sys.executable)' 2>/dev/null)
 PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13 3.10,$(call find,$(version))))
@@ -15,7 +16,7 @@ PLOT := $(BIN)/mim run mmdet analyze_logs plot_curve
 # What these packages say of one another on every start; it helps nobody here.
 export PYTHONWARNINGS := ignore
 
-.PHONY: demo test test-fast lint lanes image tables pins
+.PHONY: demo test test-fast lint lanes image tables docs pins
 .DELETE_ON_ERROR:
 
 demo: $(READY) data/digits/annotations/instances_val.json
@@ -41,7 +42,7 @@ lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/python tests/readme_tables.py --check
+	$(BIN)/python tools/write_tables.py --check
 	$(BIN)/hadolint docker/Dockerfile
 
 # Each lane is an environment made from nothing. In it run the quick tests, those of the operators, and a training that
@@ -81,13 +82,19 @@ image:
 	$(DOCKER) build --file docker/Dockerfile --tag mmvit .
 	$(DOCKER) run --rm mmvit bash docker/check.sh
 
-# Write README's tables anew from the metafiles.
+# Write the tables of README and docs anew from the metafiles.
 tables: $(READY)
-	$(BIN)/python tests/readme_tables.py
+	$(BIN)/python tools/write_tables.py
+
+# Build the documentation into site/. A warning, a dead link or a dead anchor stops it. The variable turns off an
+# announcement of the theme's authors.
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(READY)
+	$(BIN)/mkdocs build --strict
 
 # Resolve the pins anew (pyproject.toml says which are held, and why).
 pins: $(READY)
-	$(BIN)/uv pip compile pyproject.toml --extra det --extra seg --extra dev --group pinned --upgrade \
+	$(BIN)/uv pip compile pyproject.toml --extra det --extra seg --extra dev --extra docs --group pinned --upgrade \
 	    --universal --python-version 3.10 --no-emit-index-url --no-header --quiet -o requirements.txt
 
 data/digits/annotations/instances_val.json: tools/make_digits.py | $(READY)

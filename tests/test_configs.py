@@ -17,10 +17,10 @@ from mmengine.analysis import FlopAnalyzer
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from modelindex.load_model_index import load as load_index
-from readme_tables import models
 from samples import sample, segmented
 from torch import nn
 from torch._subclasses import FakeTensorMode
+from write_tables import models
 
 import mmvit.models
 from mmvit.flops import count_work

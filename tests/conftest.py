@@ -6,7 +6,9 @@ import mmengine.config.utils
 import pytest
 from commands import run
 from families import FAMILIES, Family
+from torch import nn
 
+from mmvit import cpu
 from mmvit.environment import installed_version
 
 
@@ -38,6 +40,15 @@ def normed_family(family) -> Family:
     if not family.has_batch_norm:
         pytest.skip('has no batch norm')
     return family
+
+
+@pytest.fixture(params=['for CPUs', 'as written'])
+def computed(request, monkeypatch) -> str:
+    """How the networks compute: with the code for CPUs, and as they are written."""
+    if request.param == 'as written':
+        monkeypatch.setattr(cpu, 'takes', lambda module, x: False)
+        monkeypatch.setattr(cpu.convolution.CPUConv2d, 'forward', nn.Conv2d.forward)
+    return request.param
 
 
 @pytest.fixture(scope='session')

@@ -8,7 +8,7 @@ from torch import nn
 from torch._dynamo.backends.registry import lookup_backend
 from versions import needs_torch
 
-from mmvit.models.convolution import Conv2d, opaque, opaque_backward
+from mmvit.cpu.convolution import CPUConv2d, opaque, opaque_backward
 
 needs_opaque = needs_torch('2.7', 'the convolution that compilers do not look into')
 
@@ -26,7 +26,7 @@ GEOMETRIES = [DENSE, WITH_BIAS, NARROW, WIDE, WIDEST, STRIDED, POINTWISE]
 def make(geometry, dtype=torch.float64):
     channels, out_channels, kernel, stride, groups, bias = geometry
     torch.manual_seed(0)
-    own = Conv2d(channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=bias).to(dtype)
+    own = CPUConv2d(channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=bias).to(dtype)
     plain = nn.Conv2d(channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=bias).to(dtype)
     plain.load_state_dict(own.state_dict())
     return own, plain

@@ -25,7 +25,7 @@ def without_classifier(family, weights):
     return {k: v for k, v in weights.items() if not k.startswith(family.cls.official_layout.classifier)}
 
 
-def test_outputs_agree_with_the_authors_programs(family):
+def test_outputs_agree_with_the_authors_programs(family, computed):
     for golden in family.goldens():
         arch = golden['model'].removeprefix(f'{family.key}_')
         options = {**family.classification, **golden['options']}

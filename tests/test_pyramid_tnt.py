@@ -10,8 +10,10 @@ from families import FAMILIES
 from mmengine.logging import MMLogger
 from mmengine.runner import load_checkpoint
 
-from mmvit.models import PyramidTNT, pyramid_tnt
-from mmvit.models.pyramid_tnt import RelativePosition, key_grid, resize_pos
+from mmvit.cpu import pyramid_tnt as on_cpu
+from mmvit.cpu.pyramid_tnt import WholeTable
+from mmvit.models import PyramidTNT
+from mmvit.models.pyramid_tnt import RelativePosition, key_grid, resize
 
 FAMILY = next(family for family in FAMILIES if family.cls is PyramidTNT)
 
@@ -47,7 +49,7 @@ def test_attention_with_a_resized_table(trained, size, reduction):
     results = []
     for out in (
         RelativePosition(table, trained, size, reduction).attend(q, k, v),
-        RelativePosition(table, trained, size, reduction, whole=True).attend(q, k, v),
+        WholeTable(RelativePosition(table, trained, size, reduction)).attend(q, k, v),
         ((8**-0.5 * q @ k.mT + whole_table(table, trained, size, reduction)).softmax(-1)) @ v,
     ):
         (gradient,) = torch.autograd.grad(out.sin().sum(), table)
@@ -56,15 +58,10 @@ def test_attention_with_a_resized_table(trained, size, reduction):
     torch.testing.assert_close(results[1], results[2], rtol=1e-4, atol=1e-5)
 
 
-def test_training_size_is_bit_identical_to_no_resizing(monkeypatch):
-    model = build()
-    expected = model(image((64, 64)))
-    monkeypatch.setattr(F, 'interpolate', None)  # nothing may be resized at all
-    for a, b in zip(model(image((64, 64))), expected, strict=True):
-        assert torch.equal(a, b)
-    table = model.stages[0].relative_pos
+def test_the_table_of_the_training_size_is_the_parameter():
+    table = build().stages[0].relative_pos
     position = RelativePosition(table, (8, 8), (8, 8), 4)
-    assert position.table is table
+    assert torch.equal(WholeTable(position).table, table)
     q, k, v = torch.randn(1, 2, 64, 16), torch.randn(1, 2, 4, 16), torch.randn(1, 2, 4, 16)
     plain = (16**-0.5 * q @ k.mT + table).softmax(-1) @ v
     torch.testing.assert_close(position.attend(q, k, v), plain, rtol=1e-5, atol=1e-5)
@@ -82,10 +79,10 @@ def test_resized_tables_of_smooth_functions_stay_them(size):
         return (torch.sin(2 * q[..., 0] - k[..., 1]) + q[..., 1] * k[..., 0])[None, None]
 
     trained, reduction = (16, 16), 2
-    position = RelativePosition(table(trained, reduction), trained, size, reduction, whole=True)
+    position = WholeTable(RelativePosition(table(trained, reduction), trained, size, reduction))
     torch.testing.assert_close(position.table, table(size, reduction), rtol=0, atol=0.06)
     pos = places(trained).sin()[None]
-    torch.testing.assert_close(resize_pos(pos, trained, size), places(size).sin()[None], rtol=0, atol=0.03)
+    torch.testing.assert_close(resize(pos, trained, size), places(size).sin()[None], rtol=0, atol=0.03)
 
 
 @pytest.mark.parametrize('size', [(33, 40), (65, 97), (57, 63)])
@@ -152,9 +149,10 @@ def test_too_small_img_size():
 def test_a_table_too_large_is_not_made(monkeypatch):
     model, x = build(), image((72, 136))
     expected = model(x)
-    assert all(stage.kept.last[1].table is not None for stage in model.stages)
-    monkeypatch.setattr(pyramid_tnt, 'LARGEST_TABLE', 0)
+    assert all(stage in on_cpu._tables for stage in model.stages)
+    monkeypatch.setattr(on_cpu, 'LARGEST_TABLE', 0)
+    model = build()
     outs = model(x)
-    assert all(stage.kept.last[1].table is None for stage in model.stages)
+    assert not any(stage in on_cpu._tables for stage in model.stages)
     for out, reference in zip(outs, expected, strict=True):
         torch.testing.assert_close(out, reference, rtol=0, atol=1e-4 * reference.std().item())

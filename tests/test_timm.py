@@ -198,7 +198,7 @@ def test_positions_norms_and_biases_do_not_decay(quick):
 
 
 @pytest.mark.slow
-def test_logits_agree_with_the_authors_programs(family):
+def test_logits_agree_with_the_authors_programs(family, computed):
     goldens = [golden for golden in family.goldens() if 'logits' in golden]
     assert goldens
     for golden in goldens:

@@ -27,10 +27,20 @@ STRIP = 3  # columns
 
 
 def use_in(network: nn.Module) -> None:
-    """Make a :class:`CPUConv2d` of every convolution in a network; weights and names stay."""
+    """Make a :class:`CPUConv2d` of every convolution in a network that can be one; weights and names stay."""
     for module in network.modules():
-        if type(module) is nn.Conv2d:
+        if type(module) is nn.Conv2d and is_simple(module):
             module.__class__ = CPUConv2d
+
+
+def is_simple(convolution: nn.Conv2d) -> bool:
+    """Whether a convolution is dense or depthwise, without dilation, and with a number of zeros around the map."""
+    return (
+        convolution.groups in (1, convolution.in_channels)
+        and convolution.dilation == (1, 1)
+        and convolution.padding_mode == 'zeros'
+        and not isinstance(convolution.padding, str)
+    )
 
 
 class CPUConv2d(nn.Conv2d):

@@ -100,9 +100,8 @@ class Backbone(BaseModule, metaclass=ABCMeta):
         cpu.convolution.use_in(self)
         self.train()
 
-    @abstractmethod
     def reset_parameters(self) -> None:
-        """Initialise the weights as the authors."""
+        """Initialise the weights as the authors; as PyTorch, unless a subclass says how."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:

@@ -1,18 +1,18 @@
-"""The fast ways of computing give what the plain networks give; what is kept between forwards never shows."""
+"""The networks compute what the independent ones of ``tests/plain`` do, as they are written and on CPUs."""
 
 import copy
 import os
 import random
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
 from plain import Plain
-from torch import nn
 
-from mmvit.models import pieces
-from mmvit.models.pieces import Kept
+from mmvit import cpu
+from mmvit.cpu import chunks
 
 SIZES = [(64, 64), (65, 131)]
 
@@ -26,20 +26,19 @@ def assert_maps_close(outs, expected):
         torch.testing.assert_close(out, reference, rtol=0, atol=2e-5 * reference.std().item())
 
 
-@pytest.mark.parametrize('piece', [2000, pieces.PIECE])
+@pytest.mark.parametrize('chunk', [2000, chunks.CHUNK])
 @pytest.mark.parametrize('size', SIZES)
-def test_inference_in_pieces_equals_the_plain_network(family, size, piece, monkeypatch):
-    monkeypatch.setattr(pieces, 'PIECE', piece)
+def test_inference_equals_the_plain_network(family, size, chunk, computed, monkeypatch):
+    monkeypatch.setattr(chunks, 'CHUNK', chunk)
+    monkeypatch.setattr(cpu.regionvit, 'CHUNK', chunk)
     model = family.build().eval()
     x = images(2, 3, *size)
     with torch.no_grad():
         assert_maps_close(model(x), Plain(model)(x))
 
 
-@pytest.mark.parametrize('piece', [2000, pieces.PIECE])
 @pytest.mark.parametrize('size', SIZES)
-def test_gradients_equal_the_plain_network(family, size, piece, monkeypatch):
-    monkeypatch.setattr(pieces, 'PIECE', piece)
+def test_gradients_equal_the_plain_network(family, size, computed):
     model = family.build().eval()  # batch statistics of so few pixels would magnify every rounding
     x = images(2, 3, *size)
     plain = Plain(copy.deepcopy(model))
@@ -157,60 +156,40 @@ def test_one_model_called_by_four_threads(family):
     assert wrong == 0, f'{wrong} of {CALLS} calls'
 
 
-class Doubler(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(3))
-        self.kept = Kept()
-        self.made = []
-
-    def forward(self, key):
-        def make():
-            self.made.append(key)
-            return 2 * self.weight
-
-        return self.kept.get(key, self.weight, make)
-
-
-def test_kept_until_something_changes():
-    module = Doubler().eval()
-    with torch.no_grad():
-        module('a'), module('a')
-        assert module.made == ['a']
-        module('b'), module('a')
-        assert module.made == ['a', 'b', 'a']  # the last one only: bounded however sizes vary
-        module.weight += 1
-        assert torch.equal(module('a'), 2 * module.weight)
-        module.eval()
-        module('a')
-        module.train()
-        module('a'), module('a')
-        assert module.made == ['a', 'b', 'a', 'a', 'a', 'a', 'a']
-    module.eval()
-    assert module('a').requires_grad
-    assert not module.state_dict().keys() - {'weight'}
-
-
-class Interrupted:
-    """A key; when it is first compared, something else happens, as if another thread came in between."""
-
-    def __init__(self, meanwhile):
-        self.meanwhile = [meanwhile]
-
-    def __eq__(self, other):
-        if self.meanwhile:
-            self.meanwhile.pop()()
-        return isinstance(other, Interrupted)
-
-    __hash__ = None
-
-
 @torch.no_grad()
-def test_kept_is_not_mixed_up_by_a_call_in_between():
-    kept, weight = Kept().eval(), torch.ones(3)
+def test_hooks_see_what_the_network_computes(family, monkeypatch):
+    """What enters or leaves a stem, a stage, a path or a block is not changed afterwards, and is the network's."""
+    model = family.build().eval()
+    x = images(2, 3, 65, 131)
+    seen = capture(model, x)
+    assert all(torch.equal(held, copied) for _, held, copied in seen)
+    with torch.enable_grad():
+        assert all(torch.equal(held, copied) for _, held, copied in capture(model, x))
+    monkeypatch.setattr(cpu, 'takes', lambda module, x: False)
+    expected = capture(model, x)
+    assert [name for name, *_ in seen] == [name for name, *_ in expected]
+    for (name, held, _), (_, reference, _) in zip(seen, expected, strict=True):
+        tolerance = 1e-4 * reference.float().std().item()
+        torch.testing.assert_close(held, reference, rtol=0, atol=tolerance, msg=lambda m, name=name: f'{name}: {m}')
 
-    def meanwhile():
-        kept.get('other', weight, lambda: 'of the other')
 
-    kept.get(Interrupted(meanwhile), weight, lambda: 'own')
-    assert kept.get(Interrupted(meanwhile), weight, lambda: 'own') == 'own'
+def capture(model, x):
+    """Name, tensor and copy of what enters and leaves each stem, stage, path and block of a forward pass."""
+    seen = []
+
+    def hook(name, module, args, out):
+        outs = out if isinstance(out, tuple) else (out,)
+        seen.extend((name, value, value.clone()) for value in (*args, *outs) if isinstance(value, torch.Tensor))
+
+    names = ('stem', 'local', 'paths', 'stages', 'blocks')
+    parts = [
+        (name, module)
+        for name, module in model.named_modules()
+        if name.split('.')[-1] in ('stem', 'local') or name.rpartition('.')[0].split('.')[-1] in names
+    ]
+    handles = [module.register_forward_hook(partial(hook, name)) for name, module in parts]
+    model(x)
+    for handle in handles:
+        handle.remove()
+    assert len(seen) > 20
+    return seen

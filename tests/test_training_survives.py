@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kill_training import kill_and_resume
 from toy_training import finish, losses, start, weights
 
 pytestmark = pytest.mark.slow
@@ -195,3 +196,11 @@ def test_data_come_in_the_first_runs_order_without_a_seed(tmp_path):
         first, second = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)
         order = [torch.randperm(16, generator=g) for g in (first, second if loop == 'epoch' else first)]
         assert [index for line in losses(folder).values() for index in line['seen']] == torch.cat(order).tolist()
+
+
+def test_every_resume_after_a_kill_goes_on():
+    """The first few of ``python tests/kill_training.py``, which kills as often as one likes."""
+    result = kill_and_resume(4, ballast=8)
+    assert result.failed == []
+    assert (result.kills, result.in_two, result.aimed) == (4, 2, 2)
+    assert sum(result.lost.values()) == 4

@@ -50,6 +50,7 @@ class InterruptHook(Hook):
     def before_train(self, runner: Runner) -> None:
         self.saving = saving_hook(runner)
         self.asked, self.mim = None, mim_process()
+        self.command = resuming_command()  # mim may be gone when it is printed
         shield_workers(runner)
         if threading.current_thread() is threading.main_thread():
             self.before = {number: signal.signal(number, self._ask) for number in SIGNALS}
@@ -77,7 +78,7 @@ class InterruptHook(Hook):
         number = self.asked or signal.SIGTERM
         stop(
             f'Training ended by {signal.Signals(number).name} after iteration {runner.iter + 1}, saved in {path}. '
-            f'Go on with:\n  {resuming_command()}',
+            f'Go on with:\n  {self.command}',
             status=128 + number,
         )
 

@@ -178,6 +178,7 @@ def train(work_dir, environment, output, largest_file=None, **options):
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(environment)
+    random.seed(), np.random.seed()  # every process forked from the server would draw the same seed
     torch.set_num_threads(1)
     if environment:
         dist.init_process_group('gloo')

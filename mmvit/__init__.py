@@ -8,7 +8,8 @@ if not is_page_asked_for():
     import _mmvit_finder  # noqa: F401  (offers mmvit/ops to mmcv where no .pth file did)
 
     check_environment()
-    from mmvit import classifiers, conversion, hooks, models, optim  # noqa: F401  (register themselves)
+    # These register themselves.
+    from mmvit import classifiers, conversion, hooks, models, optim, training  # noqa: F401
     from mmvit.checkpoints.safe_globals import allow_mmengine_checkpoints
 
     allow_mmengine_checkpoints()

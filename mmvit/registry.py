@@ -11,7 +11,7 @@ from mmengine.registry import WEIGHT_INITIALIZERS as ROOT_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=ROOT_MODELS, scope='mmvit', locations=['mmvit.models'])
-HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='mmvit', locations=['mmvit.hooks'])
+HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='mmvit', locations=['mmvit.hooks', 'mmvit.training'])
 WEIGHT_INITIALIZERS = Registry(
     'weight initializer', parent=ROOT_WEIGHT_INITIALIZERS, scope='mmvit', locations=['mmvit.checkpoints.loading']
 )

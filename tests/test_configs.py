@@ -23,6 +23,7 @@ from torch._subclasses import FakeTensorMode
 from write_tables import models
 
 import mmvit.models
+import mmvit.training
 from mmvit.flops import count_work
 from mmvit.models import MPViT
 from mmvit.models.base import Backbone
@@ -64,6 +65,19 @@ def test_index_names_every_config():
     assert not index.check_errors
     index.build_models_with_collections()
     assert convert2df(index).loc['maskrcnn_mpvit_s', 'measured_parameters(M)'] == 42.7
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_every_recipe_survives(name):
+    config = read(name)
+    hooks = config.default_hooks
+    training = [hooks[key].type for key in ('checkpoint', 'finite_loss', 'interrupt', 'random_states')]
+    assert training == [f'mmvit.{name}' for name in mmvit.training.__all__]
+    is_digits, is_epochs = name.endswith('_digits'), config.train_cfg.type == 'EpochBasedTrainLoop'
+    assert hooks.checkpoint.get('by_epoch', True) is is_epochs
+    assert hooks.checkpoint.interval == (1 if is_epochs else 200 if is_digits else 16000)
+    assert hooks.checkpoint.get('max_keep_ckpts') == (1 if is_digits else None)
+    assert {'logger', 'visualization'} <= hooks.keys()  # the base's are kept
 
 
 @pytest.mark.parametrize('name', CONFIGS)

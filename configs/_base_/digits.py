@@ -3,7 +3,7 @@ _base_ = [
     './models/maskrcnn_digits.py',
     './datasets/digits_instance.py',
     './schedules/digits.py',
-    'mmdet::_base_/default_runtime.py',
+    './detection_runtime.py',
 ]
 randomness = dict(seed=0)
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=1))

@@ -4,7 +4,9 @@ _base_ = [
     'mmseg::_base_/schedules/schedule_160k.py',
     'mmseg::_base_/default_runtime.py',
     '../schedules/decay_weights_only.py',
+    '../training_hooks.py',
 ]
+default_hooks = dict(**_base_.training_hooks)
 train_dataloader = dict(batch_size=2)
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),

@@ -1,5 +1,10 @@
 # The embedded data, and twenty minutes on two CPU cores from random weights.
-_base_ = ['../datasets/digits_semantic.py', '../schedules/digits.py', 'mmseg::_base_/default_runtime.py']
+_base_ = [
+    '../datasets/digits_semantic.py',
+    '../schedules/digits.py',
+    'mmseg::_base_/default_runtime.py',
+    '../training_hooks.py',
+]
 max_iters = 1200
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=200)
 param_scheduler = [
@@ -9,8 +14,9 @@ param_scheduler = [
 # With gradients clipped to 1 the model finds the digits but had not begun to tell them apart after 600 iterations.
 optim_wrapper = dict(optimizer=dict(lr=1.5e-3), clip_grad=None)
 default_hooks = dict(
+    **_base_.training_hooks,
     logger=dict(type='LoggerHook', interval=10, log_metric_by_epoch=False),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=200, max_keep_ckpts=1),
     visualization=dict(type='SegVisualizationHook', interval=1),
 )
+default_hooks['checkpoint'].update(by_epoch=False, interval=200, max_keep_ckpts=1)
 randomness = dict(seed=0)

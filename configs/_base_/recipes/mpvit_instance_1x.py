@@ -3,7 +3,7 @@
 _base_ = [
     'mmdet::_base_/datasets/coco_instance.py',
     '../schedules/adamw_1x.py',
-    'mmdet::_base_/default_runtime.py',
+    '../detection_runtime.py',
 ]
 # Images without boxes are kept.
 train_dataloader = dict(dataset=dict(filter_cfg=dict(filter_empty_gt=False)))

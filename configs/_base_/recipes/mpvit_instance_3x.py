@@ -2,7 +2,7 @@
 _base_ = [
     'mmdet::_base_/datasets/coco_instance.py',
     '../schedules/adamw_3x.py',
-    'mmdet::_base_/default_runtime.py',
+    '../detection_runtime.py',
     '../datasets/multi_scale.py',
 ]
 _base_.train_pipeline[2] = _base_.multi_scale

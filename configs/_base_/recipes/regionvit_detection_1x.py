@@ -2,7 +2,7 @@
 _base_ = [
     'mmdet::_base_/datasets/coco_detection.py',
     '../schedules/adamw_1x.py',
-    'mmdet::_base_/default_runtime.py',
+    '../detection_runtime.py',
 ]
 _base_.train_pipeline[2].scale = _base_.test_pipeline[1].scale = (1120, 672)
 train_dataloader = dict(dataset=dict(pipeline=_base_.train_pipeline))

@@ -2,7 +2,7 @@
 _base_ = [
     'mmdet::_base_/datasets/coco_instance.py',
     '../schedules/adamw_3x.py',
-    'mmdet::_base_/default_runtime.py',
+    '../detection_runtime.py',
 ]
 _base_.train_pipeline[2] = dict(
     type='RandomChoiceResize', scales=[(short, 1344) for short in range(480, 897, 32)], keep_ratio=True

@@ -1,0 +1,8 @@
+# What lets every training survive: whole checkpoints, and the newest of them on --resume; a stop at a loss that is not
+# finite; the random states of a resumed training; an end with a checkpoint on SIGTERM and Ctrl-C.
+training_hooks = dict(
+    checkpoint=dict(type='mmvit.AtomicCheckpointHook'),
+    finite_loss=dict(type='mmvit.FiniteLossHook'),
+    random_states=dict(type='mmvit.RandomStatesHook'),
+    interrupt=dict(type='mmvit.InterruptHook'),
+)

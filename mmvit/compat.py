@@ -5,7 +5,7 @@ No network asks for a version.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from typing import Any
@@ -16,9 +16,7 @@ import torch
 __all__ = [
     'add_safe_globals',
     'cpu_autocast_dtype',
-    'custom_op',
     'is_autocast_enabled',
-    'is_compiled_for_training',
     'is_compiling',
     'multiarray',
     'safe_globals',
@@ -26,11 +24,6 @@ __all__ = [
 
 multiarray = import_module('numpy._core.multiarray' if hasattr(np, '_core') else 'numpy.core.multiarray')  # NumPy 2
 is_compiling = (torch.compiler if hasattr(torch.compiler, 'is_compiling') else torch._utils).is_compiling  # PyTorch 2.3
-
-
-def is_compiled_for_training() -> bool:
-    """Whether ``torch.compile`` is at work, and no exporter; False below PyTorch 2.7, which cannot tell them apart."""
-    return hasattr(torch.compiler, 'is_exporting') and is_compiling() and not torch.compiler.is_exporting()
 
 
 def is_autocast_enabled(device_type: str) -> bool:
@@ -59,22 +52,3 @@ def add_safe_globals(entries: Iterable[Any]) -> None:
     """Put classes, and (function, name) pairs, on the list that ``torch.load`` goes by since PyTorch 2.6."""
     if torch.__version__ >= '2.6':
         torch.serialization.add_safe_globals(list(entries))
-
-
-class _Unregistered:
-    """Stands for an operator where ``torch.library`` has no ``custom_op``; nothing calls it."""
-
-    def __init__(self, name: str, mutates_args: Iterable[str]) -> None:
-        """Do nothing."""
-
-    def __call__(self, function: Callable[..., Any]) -> _Unregistered:
-        return self
-
-    def register_fake(self, function: Callable[..., Any]) -> None:
-        """Do nothing."""
-
-    def register_autograd(self, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> None:
-        """Do nothing."""
-
-
-custom_op: Any = getattr(torch.library, 'custom_op', _Unregistered)  # PyTorch 2.4

@@ -4,7 +4,7 @@ The map of an 800x1333 image does not fit a CPU's cache, and each new buffer of 
 in inference a block works on some tokens at a time, in a tensor of its own.
 
 A block's ``forward`` asks :func:`takes` whether to come here. GPUs, compilers, exporters and training get the networks
-as they are written. Training on a CPU has its own convolution, see ``mmvit.cpu.convolution``.
+as they are written. ``convolution`` mends a fault of PyTorch's in bfloat16.
 """
 
 from mmvit.cpu import convolution, mpvit, pyramid_tnt, regionvit

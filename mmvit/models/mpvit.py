@@ -1,7 +1,6 @@
 """MPViT: Multi-Path Vision Transformer for Dense Prediction (CVPR 2022, https://arxiv.org/abs/2112.11010).
 
-Written from the paper. Maps (B, C, H, W) are in channels-last memory, so tokens (B, H*W, C) are views of them.
-There is no deviation from the official networks.
+Written from the paper, without a deviation from the official networks. Maps are (B, C, H, W), tokens (B, H*W, C).
 """
 
 from __future__ import annotations
@@ -349,10 +348,10 @@ class MPViT(Backbone):
 
 
 def to_tokens(x: Tensor) -> Tensor:
-    """Map (B, C, H, W) to tokens (B, H*W, C): a view if the map is channels-last."""
+    """Map (B, C, H, W) -> tokens (B, H*W, C)."""
     return rearrange(x, 'b c h w -> b (h w) c')
 
 
 def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """Tokens (B, H*W, C) to a channels-last map (B, C, H, W): a view."""
+    """Tokens (B, H*W, C) -> map (B, C, H, W)."""
     return rearrange(tokens, 'b (h w) c -> b c h w', h=size[0], w=size[1])

@@ -2,9 +2,11 @@
 
 Two streams: every sentence token (outer, one per 8x8 pixels at first) owns a 4x4 grid of word tokens (inner).
 
-Deviations from the authors' program: it runs at its training size only, this one at any size of 32 or more (the input
-padded to a multiple of 8, positions resized); stochastic depth draws once per image for all its words, where theirs
-draws per sentence.
+Deviations from the authors' program:
+
+- Images may have any size of 32 or more. The authors' program takes its training size only. Here the input is padded to
+  a multiple of 8, and the position tables are resized.
+- Stochastic depth draws once for all words of an image, not for each sentence.
 """
 
 from __future__ import annotations

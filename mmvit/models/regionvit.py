@@ -1,8 +1,9 @@
 """RegionViT: Regional-to-Local Attention for Vision Transformers (ICLR 2022, https://arxiv.org/abs/2106.02689).
 
-Deviations from the authors' program: any input size of 32 or more (theirs too, in its detection form); stochastic depth
-draws once per image for all its windows, where theirs draws per window. The window mask of a corner window is theirs by
-default, and the exact one with ``window_mask='exact'``.
+Images may have any size of 32 or more, as in the authors' program for detection. Deviations from the program:
+
+- Stochastic depth draws once for all windows of an image, not for each window.
+- ``window_mask='exact'`` corrects the mask of the corner window. The default is the authors' mask.
 """
 
 from __future__ import annotations
@@ -413,7 +414,7 @@ class RegionViT(Backbone):
 def relative_index(window: int) -> Tensor:
     """Column of the relative position table for each (query, key) of a window: (window^2, window^2).
 
-    The released tables are in a wrapped order: a step d along an axis stands at (d + window // 2) mod (2 window - 1).
+    The official tables are in a wrapped order: a step d along an axis stands at (d + window // 2) mod (2 window - 1).
     """
     steps = torch.arange(window)
     wrapped = (steps[None, :] - steps[:, None] + window // 2) % (2 * window - 1)

@@ -5,6 +5,9 @@ in inference a block works on some tokens at a time, in a tensor of its own.
 
 A block's ``forward`` asks :func:`takes` whether to come here. GPUs, compilers, exporters and training get the networks
 as they are written. ``convolution`` mends a fault of PyTorch's in bfloat16.
+
+The modules say what they save, measured at 800x1333 (batch 1, float32, 2 cores of an AMD EPYC with AVX-512, PyTorch
+2.13.0).
 """
 
 from mmvit.cpu import convolution, mpvit, pyramid_tnt, regionvit

@@ -1,8 +1,8 @@
 """PyramidTNT's inference on CPUs.
 
-Measured with PyramidTNT-S at 800x1333 against the network as it is written: 0.69 of its time, but 650 MiB instead of 250,
-for the tables. Without the table it takes 1.45 times as long, with one made anew for each image 1.33 times. ``block``
-saves 5 % of the time and 90 MiB. (Batch 1, float32, 2 cores of an AMD EPYC with AVX-512, PyTorch 2.13.0.)
+PyramidTNT-S against the network as it is written: 0.69 of its time, but 650 MiB instead of 250, for the tables. Without
+the tables it takes 1.45 times as long, with tables that are made anew for each image 1.33 times. ``block`` saves 5 % of
+the time and 90 MiB.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""The networks written plainly, channels first and step by step: what the fast code computes, and what it is tested
-against. Each takes its weights from one of our backbones; nothing here is chosen for speed.
+"""The networks written a second time, independently: channels first, step by step, and without attention kernels.
+
+The tests compare the backbones with them. Each takes its weights from a backbone of mmvit.
 """
 
 from __future__ import annotations

@@ -36,8 +36,7 @@ class AtomicCheckpointHook(CheckpointHook):
     process. That runner loads before any hook is called, so it still takes what ``last_checkpoint`` says. Checkpoints
     on a remote ``out_dir`` are saved as mmengine does, for those storages put whole objects in place themselves.
 
-    Args:
-        Those of ``CheckpointHook``.
+    The arguments are those of ``CheckpointHook``.
     """
 
     file_backend: Any

@@ -124,8 +124,10 @@ class RelativePosition:
     def __init__(self, table: Tensor, trained: Grid, size: Grid, reduction: int) -> None:
         units = torch.eye(table.shape[-1], dtype=torch.promote_types(table.dtype, torch.float32), device=table.device)
         by_query = rearrange(table.to(units.dtype), '1 heads queries keys -> heads queries keys')
-        self.queries = resize(by_query, trained, size)[None].contiguous()
-        self.keys = resize(units[None], key_grid(trained, reduction), key_grid(size, reduction))[None].contiguous()
+        queries = resize(by_query, trained, size)[None]
+        keys = resize(units[None], key_grid(trained, reduction), key_grid(size, reduction))[None]
+        # Copies, not views: a compiled block would be another program for a view of other strides.
+        self.queries, self.keys = (x.clone(memory_format=torch.contiguous_format) for x in (queries, keys))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """softmax(scale * q @ k^T + table) @ v: q (B, heads, N', C), k and v (B, heads, M', C)."""

@@ -1,0 +1,207 @@
+"""What an exported file gives, against what the model gives in PyTorch, at sizes that were not recorded."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import cv2
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from mmvit.deploy.runtime import paste
+from mmvit.models.base import Backbone
+
+# Height and width of the images: odd, tiny, wide, tall, and the usual size.
+SIZES = ((333, 501), (33, 47), (96, 608), (640, 150), (800, 1333))
+# The largest differences that pass.
+BOX = 5e-3  # pixels
+SCORE = 5e-5
+PIXELS = 1e-4  # share of the pixels of class maps and of masks
+FEATURES = 1e-4  # standard deviations of a map
+ENOUGH = 20  # boxes; fewer prove little
+LEAST = 1e-8  # score threshold
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass
+class Difference:
+    """The largest difference of each kind between two results.
+
+    Attributes:
+        boxes: Coordinates, in pixels.
+        scores: Of boxes.
+        pixels: Share of pixels that are of another class, or in a mask of one result only.
+        features: In standard deviations of a map.
+        alone: Boxes without a partner.
+        found: Boxes in all.
+    """
+
+    boxes: float = 0.0
+    scores: float = 0.0
+    pixels: float = 0.0
+    features: float = 0.0
+    alone: int = 0
+    found: int = 0
+
+    def is_small(self) -> bool:
+        limits = ((self.boxes, BOX), (self.scores, SCORE), (self.pixels, PIXELS), (self.features, FEATURES))
+        return self.alone == 0 and all(value <= limit for value, limit in limits)
+
+
+def prove(
+    model: Any, path: str | PathLike, images: Sequence[np.ndarray] = (), log: Callable[[str], None] = print
+) -> int:
+    """Show that a file gives what the model gives, for a made image of each size and for these images.
+
+    Args:
+        model: As for :func:`mmvit.deploy.exporter.export`.
+        path: The file.
+        images: RGB images (H, W, 3), uint8.
+        log: Takes a line for each image.
+
+    Returns:
+        How many boxes were compared.
+
+    Raises:
+        RuntimeError: It does not.
+    """
+    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    names = [output.name for output in session.get_outputs()]
+    channels = session.get_inputs()[0].shape[1]
+    boxes = 0
+    for image in [*(made_image(*size, channels) for size in SIZES), *images]:
+        found = dict(zip(names, session.run(None, {'image': batch_of(image).numpy()}), strict=True))
+        difference = compare(found, computed(model, image), image.shape[:2])
+        size = f'{image.shape[0]}x{image.shape[1]}'
+        log(f'  {size}: {in_words(difference, found)}')
+        if not difference.is_small():
+            raise RuntimeError(f'at {size} the file differs from the model in PyTorch: {in_words(difference, found)}')
+        boxes += difference.found
+    return boxes
+
+
+def made_image(height: int, width: int, channels: int = 3) -> np.ndarray:
+    """An image (H, W, C), uint8, of soft blobs with some noise."""
+    random = np.random.default_rng(height * width)
+    coarse = random.uniform(0, 255, (2 + height // 40, 2 + width // 40, channels)).astype(np.float32)
+    blobs = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).reshape(height, width, channels)
+    return np.clip(blobs + random.normal(0, 8, blobs.shape), 0, 255).astype(np.uint8)
+
+
+def batch_of(image: np.ndarray) -> Tensor:
+    """An image (H, W, C) as (1, C, H, W) float32."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None].float()
+
+
+@torch.no_grad()
+def computed(model: Any, image: np.ndarray) -> Arrays:
+    """What the model itself gives for an image (H, W, C), under the names of the file's outputs.
+
+    Masks are (N, H, W), within the image.
+    """
+    model.eval()
+    if isinstance(model, Backbone):
+        maps = model(batch_of(image))
+        return {f'stage{i}': x.numpy() for i, x in zip(model.out_indices, maps, strict=True)}
+    size = image.shape[:2]
+    sample = new_sample(model)(metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0)))
+    bgr = batch_of(image[..., ::-1].copy())[0].byte()
+    data = model.data_preprocessor(dict(inputs=[bgr], data_samples=[sample]), False)
+    if type(model).__name__ == 'EncoderDecoder':
+        result = model.predict(data['inputs'], data['data_samples'])[0]
+        return dict(classes=result.pred_sem_seg.data.numpy(), logits=result.seg_logits.data[None].numpy())
+    instances = model.predict(data['inputs'], data['data_samples'], rescale=False)[0].pred_instances
+    arrays = dict(boxes=instances.bboxes, scores=instances.scores, labels=instances.labels)
+    return {name: array.numpy() for name, array in {**arrays, **masks_of(instances)}.items()}
+
+
+def masks_of(instances: Any) -> dict[str, Tensor]:
+    return dict(masks=instances.masks) if 'masks' in instances else {}
+
+
+def new_sample(model: Any) -> Callable[..., Any]:
+    """The toolbox's class for what belongs to an image."""
+    if type(model).__name__ == 'EncoderDecoder':
+        from mmseg.structures import SegDataSample  # noqa: PLC0415  one of the two toolboxes is enough
+
+        return SegDataSample
+    from mmdet.structures import DetDataSample  # noqa: PLC0415
+
+    return DetDataSample
+
+
+def compare(found: Arrays, expected: Arrays, size: tuple[int, int]) -> Difference:
+    """The difference between a file's outputs and what :func:`computed` gives, for an image of this size."""
+    if 'boxes' in found:
+        return compare_boxes(found, expected, size)
+    difference = Difference()
+    for name, array in found.items():
+        if name == 'classes':
+            difference.pixels = float(np.mean(array != expected[name]))
+        else:
+            spread = float(expected[name].std()) or 1.0
+            largest = float(np.abs(array - expected[name]).max()) / spread
+            difference.features = max(difference.features, largest)
+    return difference
+
+
+def compare_boxes(found: Arrays, expected: Arrays, size: tuple[int, int]) -> Difference:
+    pairs = partners(found, expected)
+    ours, theirs = (np.array(indices, int) for indices in (zip(*pairs, strict=True) if pairs else ((), ())))
+    difference = Difference(alone=len(found['boxes']) + len(expected['boxes']) - 2 * len(pairs), found=len(pairs))
+    if pairs:
+        difference.boxes = float(np.abs(found['boxes'][ours] - expected['boxes'][theirs]).max())
+        difference.scores = float(np.abs(found['scores'][ours] - expected['scores'][theirs]).max())
+    if pairs and 'masks' in found:
+        pasted = paste(found['masks'][ours], expected['boxes'][theirs], size, threshold=0.5)
+        difference.pixels = float(np.mean(pasted != expected['masks'][theirs]))
+    return difference
+
+
+def partners(found: Arrays, expected: Arrays) -> list[tuple[int, int]]:
+    """Pairs of indices of boxes that are of one class, and near in place and score.
+
+    The order does not count: sorting leaves open which of two equal scores comes first.
+    """
+    pairs, free = [], set(range(len(expected['boxes'])))
+    for i, (box, score, label) in enumerate(zip(found['boxes'], found['scores'], found['labels'], strict=True)):
+        distances = {
+            j: np.abs(box - expected['boxes'][j]).max()
+            for j in free
+            if label == expected['labels'][j] and abs(score - expected['scores'][j]) <= SCORE
+        }
+        if distances and distances[nearest := min(distances, key=distances.__getitem__)] <= BOX:
+            pairs.append((i, nearest))
+            free.remove(nearest)
+    return pairs
+
+
+def in_words(difference: Difference, found: Arrays) -> str:
+    """A difference as a line."""
+    if 'boxes' not in found:
+        parts = [f'{difference.pixels:.1e} of the pixels'] if 'classes' in found else []
+        parts += [f'{difference.features:.1e} of the spread'] if len(found) > len(parts) else []
+        return ', '.join(parts)
+    words = f'{difference.found} boxes, {difference.boxes:.1e} px, score {difference.scores:.1e}'
+    words += f', {difference.pixels:.1e} of the mask pixels' if 'masks' in found else ''
+    return words + (f', {difference.alone} without a partner' if difference.alone else '')
+
+
+def lenient(model: Any) -> nn.Module:
+    """A copy of a detector whose score threshold is low enough for some boxes in a made image."""
+    model = copy.deepcopy(model)
+    configs = [part.test_cfg for part in (getattr(model, 'roi_head', None), getattr(model, 'bbox_head', None)) if part]
+    configs.append(model.test_cfg.get('rcnn', model.test_cfg))
+    image = made_image(*SIZES[0])
+    threshold = configs[0].score_thr
+    while len(computed(model, image)['boxes']) < ENOUGH and threshold > LEAST:
+        threshold /= 10
+        for config in configs:
+            config.score_thr = threshold
+    return model

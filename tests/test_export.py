@@ -1,0 +1,210 @@
+"""Export to ONNX: through the command and the function, each kind of model, and what is refused."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+from mmvit.checkpoints.trained import load_trained
+from mmvit.deploy import exporter, graphs
+
+onnx = pytest.importorskip('onnx', reason="needs the extra 'deploy'")
+onnxruntime = pytest.importorskip('onnxruntime', reason="needs the extra 'deploy'")
+
+from mmvit.deploy import proof  # noqa: E402
+from mmvit.deploy.runtime import Model  # noqa: E402
+
+SMALL_SIZES = ((75, 131), (33, 47))
+KINDS = [  # one of each kind of head, and each family
+    'maskrcnn_mpvit_t_digits',
+    'maskrcnn_pyramid_tnt_t_digits',
+    'maskrcnn_regionvit_t_digits',
+    'retinanet_mpvit_t',
+    'retinanet_regionvit_s_d2',
+    'cascade_maskrcnn_pyramid_tnt_s',
+    'cascade_maskrcnn_mpvit_s_d2',
+    'upernet_mpvit_t_digits',
+    'upernet_regionvit_s',
+    'upernet_pyramid_tnt_s',
+]
+
+
+def build(name, **options):
+    """A config's model with random weights."""
+    config = Config.fromfile(f'configs/{name}.py')
+    config.merge_from_dict(options)
+    init_default_scope(config.default_scope)
+    torch.manual_seed(0)
+    model = MODELS.build(config.model).eval()
+    model.cfg = config
+    return model
+
+
+def export(model, path, **kwargs):
+    lines = []
+    exporter.export(model, path, log=lines.append, **kwargs)
+    return lines
+
+
+@pytest.fixture
+def small_sizes(monkeypatch):
+    monkeypatch.setattr(proof, 'SIZES', SMALL_SIZES)
+
+
+@pytest.fixture(scope='module')
+def mask_rcnn(tmp_path_factory):
+    """A Mask R-CNN's file, and what was said while it was made."""
+    path = tmp_path_factory.mktemp('export') / 'model.onnx'
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(proof, 'SIZES', SMALL_SIZES)
+        lines = export(build('maskrcnn_mpvit_t_digits'), path)
+    return path, lines
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', KINDS)
+def test_each_kind_of_model_gives_the_same_from_its_file(name, tmp_path):
+    model = build(name)
+    lines = export(model, tmp_path / 'model.onnx')
+    assert len(lines) >= 2 + len(proof.SIZES)
+    operators = {node.op_type for node in onnx.load(tmp_path / 'model.onnx').graph.node}
+    assert not operators & {'If', 'Loop', 'Scan'}
+    assert {node.domain for node in onnx.load(tmp_path / 'model.onnx').graph.node} <= {'', 'ai.onnx'}
+
+
+def test_mask_rcnn_finds_boxes_and_masks(mask_rcnn):
+    path, lines = mask_rcnn
+    assert lines[1].startswith('  75x131: ')
+    assert not lines[1].startswith('  75x131: 0 boxes')
+    session = onnxruntime.InferenceSession(path)
+    assert [output.name for output in session.get_outputs()] == ['boxes', 'scores', 'labels', 'masks']
+    image = proof.made_image(160, 200)
+    boxes, scores, labels, masks = session.run(None, {'image': proof.batch_of(image).numpy()})
+    assert boxes.shape == (len(scores), 4)
+    assert labels.dtype == np.int64
+    assert masks.shape == (len(scores), 28, 28)
+    assert len(scores) > 0
+
+
+def test_file_says_how_to_use_it(mask_rcnn):
+    metadata = Model(mask_rcnn[0]).metadata
+    assert metadata['task'] == 'instance'
+    assert metadata['classes'] == list('0123456789')
+    assert metadata['mean'] == pytest.approx([123.675, 116.28, 103.53])
+    assert metadata['resize']['scale'] == [128, 128]
+    assert metadata['thresholds'] == {'score': 0.05, 'nms': 0.5, 'max_per_image': 50}
+    assert 'mmvit.MPViT' in metadata['config']
+
+
+def test_small_images_are_padded_inside(small_sizes, tmp_path):
+    export(build('upernet_mpvit_t_digits'), tmp_path / 'model.onnx', with_logits=True)
+    session = onnxruntime.InferenceSession(tmp_path / 'model.onnx')
+    classes, logits = session.run(None, {'image': proof.batch_of(proof.made_image(7, 40)).numpy()})
+    assert classes.shape == (1, 7, 40)
+    assert logits.shape == (1, 11, 7, 40)
+
+
+def test_backbone_takes_batches(family, small_sizes, tmp_path):
+    model = family.build().eval()
+    export(model, tmp_path / 'model.onnx')
+    session = onnxruntime.InferenceSession(tmp_path / 'model.onnx')
+    x = torch.randn(3, 3, 70, 45)
+    maps = session.run(None, {'image': x.numpy()})
+    with torch.no_grad():
+        for found, expected in zip(maps, model(x), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_nothing_is_written_if_the_file_differs(small_sizes, tmp_path, monkeypatch):
+    monkeypatch.setattr(graphs.Preprocessing, 'missing', lambda self, size: -size % 64)
+    with pytest.raises(RuntimeError, match=r'at 75x131 the file differs from the model in PyTorch'):
+        export(build('maskrcnn_regionvit_t_digits'), tmp_path / 'model.onnx')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_threshold_is_lowered_for_a_detector_that_finds_nothing(small_sizes, tmp_path):
+    lines = export(build('maskrcnn_mpvit_t_digits', **{'model.test_cfg.rcnn.score_thr': 0.9}), tmp_path / 'model.onnx')
+    assert 'few boxes: the same again with a lower score threshold' in lines
+    assert Model(tmp_path / 'model.onnx').metadata['thresholds']['score'] == 0.9
+
+
+@pytest.mark.parametrize(
+    ('boxes', 'scores', 'alone', 'passes'),
+    [
+        ([[0, 0, 9, 9], [20, 20, 40, 40]], [0.9, 0.8], 0, True),
+        ([[20, 20, 40, 40], [0, 0, 9, 9]], [0.8, 0.9], 0, True),  # in another order
+        ([[0, 0, 9, 9.004], [20, 20, 40, 40]], [0.9, 0.8], 0, True),
+        ([[0, 0, 9, 9.006], [20, 20, 40, 40]], [0.9, 0.8], 2, False),
+        ([[0, 0, 9, 9], [20, 20, 40, 40]], [0.9, 0.8001], 2, False),
+        ([[0, 0, 9, 9]], [0.9], 1, False),
+        ([[0, 0, 9, 9], [20, 20, 40, 40], [0, 0, 9, 9]], [0.9, 0.8, 0.9], 1, False),
+    ],
+)
+def test_proof_pairs_boxes(boxes, scores, alone, passes):
+    def arrays(boxes, scores):
+        return dict(
+            boxes=np.array(boxes, np.float32), scores=np.array(scores, np.float32), labels=np.zeros(len(boxes), int)
+        )
+
+    expected = arrays([[0, 0, 9, 9], [20, 20, 40, 40]], [0.9, 0.8])
+    difference = proof.compare(arrays(boxes, scores), expected, (50, 50))
+    assert difference.alone == alone
+    assert difference.is_small() == passes
+
+
+def test_open_pooling_is_adaptive_pooling():
+    for size in ((1, 1), (5, 7), (6, 6), (40, 3)):
+        x = torch.randn(2, 3, *size)
+        for pooled in (1, 2, 3, 6):
+            torch.testing.assert_close(graphs.OpenPooling((pooled, pooled))(x), nn.AdaptiveAvgPool2d(pooled)(x))
+
+
+@pytest.mark.parametrize(
+    ('name', 'options', 'message'),
+    [
+        ('maskrcnn_mpvit_t_digits', {'model.test_cfg.rcnn.nms.type': 'soft_nms'}, 'only nms='),
+        ('upernet_mpvit_t_digits', {'model.test_cfg.mode': 'slide'}, "mode='slide'"),
+        ('maskrcnn_mpvit_t_digits', {'model.type': 'HybridTaskCascade'}, 'has no graph; these have one'),
+    ],
+)
+def test_what_cannot_be_exported_is_refused(name, options, message, tmp_path):
+    if 'model.type' in options:
+        model = nn.Module()
+        model.__class__ = type(options['model.type'], (nn.Module,), {})
+    else:
+        model = build(name, **options)
+    with pytest.raises(ValueError, match=message):
+        export(model, tmp_path / 'model.onnx')
+    assert list(tmp_path.iterdir()) == []
+
+
+def run(command):
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_command_exports_a_checkpoint(tmp_path):
+    model = build('maskrcnn_mpvit_t_digits')
+    meta = dict(dataset_meta=dict(classes=list('abcdefghij')))
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), tmp_path / 'a.pth')
+    command = [sys.executable, 'tools/export.py', 'configs/maskrcnn_mpvit_t_digits.py']
+    done = run([*command, tmp_path / 'a.pth', '-o', tmp_path / 'a.onnx'])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith(str(tmp_path / 'a.onnx'))
+    assert Model(tmp_path / 'a.onnx').metadata['classes'] == list('abcdefghij')
+    failed = run([*command, tmp_path / 'b.pth', '-o', tmp_path / 'b.onnx'])
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines()[-1].startswith('nothing written: no checkpoint at')
+
+
+def test_trained_model_is_read_without_running_it(tmp_path):
+    model = build('maskrcnn_mpvit_t_digits')
+    torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / 'a.pth')
+    loaded, meta = load_trained(model.cfg, str(tmp_path / 'a.pth'))
+    assert not loaded.training
+    assert meta == {}

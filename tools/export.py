@@ -1,0 +1,53 @@
+"""Write a trained model as one ONNX file for images of any size, and prove that it gives what the model gives.
+
+    python tools/export.py configs/maskrcnn_mpvit_s.py work_dirs/maskrcnn_mpvit_s/epoch_12.pth -o model.onnx
+
+It takes RetinaNet, Faster, Mask and Cascade R-CNN of mmdet and the EncoderDecoder of mmseg. docs/deploy.md says what
+the file takes and gives, and how to run it without PyTorch.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from mmengine.config import Config
+
+from mmvit.checkpoints.trained import load_trained
+from mmvit.deploy.exporter import check_packages, export
+from mmvit.deploy.runtime import IMAGES, read_image
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        check_packages()
+        images = [read_image(path)[..., ::-1] for path in image_paths(args.images)]
+        config = Config.fromfile(args.config)
+        model, meta = load_trained(config, args.checkpoint)
+        names = {key: meta[key] for key in ('classes', 'palette') if key in meta}
+        export(model, args.out, config=config, with_logits=args.logits, images=images, **names)
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
+        sys.exit(f'nothing written: {error}')
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config')
+    parser.add_argument('checkpoint', help='path or address of the trained model')
+    parser.add_argument('-o', '--out', default='model.onnx', help='the file (default: %(default)s)')
+    parser.add_argument('--logits', action='store_true', help='a segmenter returns its logits too')
+    parser.add_argument('--images', type=Path, help='folder of images for the proof, beside made ones')
+    return parser.parse_args()
+
+
+def image_paths(folder: Path | None) -> list[Path]:
+    """The images of a folder."""
+    if folder is None:
+        return []
+    if paths := sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES):
+        return paths
+    raise FileNotFoundError(f'{folder} has no images ({", ".join(IMAGES)})')
+
+
+if __name__ == '__main__':
+    main()

@@ -2,7 +2,9 @@
 
 import json
 import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import benchmark
 import pytest
@@ -378,3 +380,18 @@ def test_only_the_backbone_of_a_detector_is_compiled():
     task = Task(Job(DIGITS, mode='compile', size=(64, 64), part='model'))
     assert isinstance(task.model.backbone, torch._dynamo.OptimizedModule)
     assert not isinstance(task.model.rpn_head, torch._dynamo.OptimizedModule)
+
+
+def test_neighbours_are_busy_and_end():
+    with benchmark.neighbours(2) as processes:
+        deadline = time.monotonic() + 60
+        while any(cpu_ticks(process.pid) == 0 for process in processes):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert all(process.returncode is not None for process in processes)
+
+
+def cpu_ticks(pid):
+    """Ticks that a process has computed."""
+    fields = Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()
+    return int(fields[11])

@@ -15,6 +15,7 @@ Options: @fp32 @bf16 @fp16 (weights and input), @bf16-amp @fp16-amp (autocast), 
     python tools/benchmark.py mpvit_small regionvit_small --sizes 400x667 800x1333 1600x2666 --plot area.png
     python tools/benchmark.py configs/maskrcnn_mpvit_s.py --part model --json detector.json
     python tools/benchmark.py pyramid_tnt_small --sizes 256 --batch 8 --profile
+    GOMP_SPINCOUNT=1000 python tools/benchmark.py mpvit_small --time-only --neighbours 1
 
 Rounds are interleaved: each calls every model, in a new order. A measurement's first call is not counted (it finds
 another model's data in the caches). Training is a forward and a backward pass, without the optimizer. A whole detector
@@ -37,10 +38,11 @@ import pkgutil
 import platform
 import random
 import re
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -227,8 +229,9 @@ def main() -> None:
             data = {'environment': environment, 'results': [row.as_dict() for row in [*rows, *new]]}
             replace_file(args.json, json.dumps(data, indent=2) + '\n')
 
-    for size in args.sizes:
-        rows += benchmark([replace(job, size=size) for job in jobs], args, ceilings, save)
+    with neighbours(args.neighbours):
+        for size in args.sizes:
+            rows += benchmark([replace(job, size=size) for job in jobs], args, ceilings, save)
     print_table(rows)
     results = [row for row in rows if isinstance(row, Result)]
     if args.plot and results:
@@ -237,6 +240,18 @@ def main() -> None:
         figure.savefig(args.plot, dpi=150, bbox_inches='tight')
     if len(results) < len(rows):
         sys.exit(f'{len(rows) - len(results)} of {len(rows)} measurements failed')
+
+
+@contextmanager
+def neighbours(count: int) -> Iterator[list[subprocess.Popen]]:
+    """This many other processes, each of which keeps a CPU busy."""
+    processes = [subprocess.Popen([sys.executable, '-c', 'while True: pass']) for _ in range(count)]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def replace_file(path: Path, text: str) -> None:
@@ -276,6 +291,7 @@ def make_parser() -> argparse.ArgumentParser:
     add('--warmup', type=int, default=2, help='calls of each model before the rounds (default: %(default)s)')
     add('--min-time', type=float, default=0.2, help='seconds that a measurement takes at least (default: %(default)s)')
     add('--threads', type=int, default=torch.get_num_threads(), help='of the CPU (default: %(default)s)')
+    add('--neighbours', type=int, default=0, help='other processes that keep a CPU busy each (default: %(default)s)')
     add('--time-only', action='store_true', help='no memory, work and ceilings')
     add('--profile', action='store_true', help='the 20 operators that take longest in each model')
     add('--json', type=Path, metavar='FILE', help='write everything measured')
@@ -640,6 +656,7 @@ def describe_environment(args: argparse.Namespace) -> dict[str, Any]:
         'device': device,
         'CPU capability': torch.backends.cpu.get_cpu_capability(),
         'CPU threads': args.threads,
+        'busy neighbours': args.neighbours,
         'fp32 matrix products': torch.get_float32_matmul_precision(),
         'operators': describe_operators(),
         **installed_versions(),

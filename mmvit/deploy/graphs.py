@@ -146,12 +146,12 @@ def graph_of(model: Any, with_logits: bool = False) -> nn.Module:
     """
     model = revert_sync_batchnorm(copy.deepcopy(model)).eval().requires_grad_(False)
     if isinstance(model, Backbone):
-        return Features(model)
+        return Features(model).eval()
     kind = type(model).__name__
     if kind == 'EncoderDecoder':
         if model.test_cfg.get('mode') != 'whole':
             raise ValueError(f"a segmenter with test_cfg.mode={model.test_cfg.get('mode')!r} has no graph; use 'whole'")
-        return Segmenter(model, with_logits)
+        return Segmenter(model, with_logits).eval()
     if with_logits:
         raise ValueError(f'with_logits is for segmenters, not for {kind}')
     from mmvit.deploy import detectors  # noqa: PLC0415  a segmenter needs no mmdet
@@ -159,4 +159,4 @@ def graph_of(model: Any, with_logits: bool = False) -> nn.Module:
     if kind not in detectors.GRAPHS:
         known = ', '.join([*detectors.GRAPHS, 'EncoderDecoder', "mmvit's backbones"])
         raise ValueError(f'{kind} has no graph; these have one: {known}')
-    return detectors.GRAPHS[kind](model)
+    return detectors.GRAPHS[kind](model).eval()

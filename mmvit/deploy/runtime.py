@@ -167,7 +167,7 @@ def resize(image: np.ndarray, rule: dict[str, Any] | None) -> np.ndarray:
 def working_size(height: int, width: int, scale: list[int], keep_ratio: bool, rounding: str, **_: Any) -> list[int]:
     """(height, width) for the network, as mmcv or detectron2 compute it from an image's."""
     if not keep_ratio:
-        return scale if rounding == 'detectron2' and height > width else scale[::-1]
+        return sorted(scale, reverse=height > width) if rounding == 'detectron2' else scale[::-1]
     long, short = max(height, width), min(height, width)
     if rounding == 'mmcv':
         factor = min(max(scale) / long, min(scale) / short)
@@ -263,12 +263,18 @@ def draw(image: np.ndarray, result: Result, score: float = 0.5) -> np.ndarray:
         left, top, right, bottom = (round(float(side)) for side in result.boxes[index])
         cv2.rectangle(image, (left, top), (right, bottom), colour.tolist(), thickness)
         text = f'{result.names[result.labels[index]]} {result.scores[index]:.2f}'
-        (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4 * thickness, thickness)
-        base = max(top, height + below)  # inside the image
-        cv2.rectangle(image, (left, base - height - below), (left + width, base), colour.tolist(), cv2.FILLED)
-        where = (left, base - below // 2)
-        cv2.putText(image, text, where, cv2.FONT_HERSHEY_SIMPLEX, 0.4 * thickness, (0, 0, 0), thickness, cv2.LINE_AA)
+        write(image, text, left, top, colour, thickness)
     return image
+
+
+def write(image: np.ndarray, text: str, left: int, bottom: int, colour: np.ndarray, thickness: int) -> None:
+    """Put a text on a coloured ground at a corner, moved as far as is needed to be inside the image."""
+    font, scale = cv2.FONT_HERSHEY_SIMPLEX, 0.4 * thickness
+    (width, height), below = cv2.getTextSize(text, font, scale, thickness)
+    left, bottom = max(0, min(left, image.shape[1] - width)), max(bottom, height + below)
+    cv2.rectangle(image, (left, bottom - height - below), (left + width, bottom), colour.tolist(), cv2.FILLED)
+    ink = (0, 0, 0) if colour @ (0.11, 0.59, 0.3) > 127 else (255, 255, 255)
+    cv2.putText(image, text, (left, bottom - below // 2), font, scale, ink, thickness, cv2.LINE_AA)
 
 
 def coco_annotations(result: Result, image_id: int) -> Iterator[dict[str, Any]]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
 import subprocess
 import sys
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import cv2
 import mmcv
@@ -15,6 +19,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from commands import run
 from mmcv.transforms import Compose
 from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
 from mmengine.config import Config
@@ -51,7 +56,8 @@ def detector(folder: Path, masks: bool = True, **metadata) -> Path:
     """
     nodes = [
         helper.make_node('Div', ['image', 'white'], ['unit']),
-        helper.make_node('ReduceMean', ['unit'], ['means'], axes=[0, 2, 3], keepdims=0),
+        helper.make_node('ReduceMean', ['unit'], ['rows'], axes=[3], keepdims=0),  # engines add in float32
+        helper.make_node('ReduceMean', ['rows'], ['means'], axes=[0, 2], keepdims=0),
         helper.make_node('Greater', ['means', 'least'], ['is_kept']),
         helper.make_node('Compress', ['means', 'is_kept'], ['scores'], axis=0),
         helper.make_node('Shape', ['image'], ['shape']),
@@ -337,6 +343,20 @@ def test_drawing_boxes_masks_and_labels():
     assert (draw(image, result, 0.3)[70, 150] == [0, 0, 255]).all()
 
 
+def test_the_best_is_drawn_last():
+    boxes = np.array([[30, 30, 70, 70], [30, 30, 70, 70]], np.float32)
+    palette = np.array([[0, 0, 255], [255, 0, 0]], np.uint8)
+    result = Result(['cat', 'dog'], palette, boxes, np.float32([0.9, 0.8]), np.array([0, 1]))
+    assert draw(np.zeros((100, 100, 3), np.uint8), result)[70, 50].tolist() == [0, 0, 255]
+
+
+def test_labels_stay_inside_the_image():
+    box = np.array([[60, 0, 64, 4]], np.float32)
+    result = Result(['a long name'], np.array([[0, 255, 0]], np.uint8), box, np.float32([0.9]), np.array([0]))
+    drawn = draw(np.full((200, 200, 3), 128, np.uint8), result)
+    assert (drawn[:16] == 0).all(-1).sum() > 50  # black letters, in front of green
+
+
 def test_drawing_classes():
     result = Result(['a', 'b'], np.array([[0, 0, 0], [200, 100, 0]], np.uint8), classes=np.eye(8, dtype=np.int64))
     drawn = draw(np.full((8, 8, 3), 100, np.uint8), result)
@@ -496,3 +516,112 @@ def test_mistakes_in_the_command(arguments, message, photo, tmp_path):
     assert done.returncode in (1, 2)
     assert 'Traceback' not in done.stderr
     assert re.search(message, done.stderr), done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['onnxruntime', 'openvino'])
+def test_in_an_environment_without_pytorch(name, photo, tmp_path):
+    python = tmp_path / 'venv' / 'bin' / 'python'
+    run('uv', 'venv', '--python', sys.executable, tmp_path / 'venv')
+    run('uv', 'pip', 'install', '--python', python, 'numpy', 'opencv-python-headless', name)
+    shutil.copy(runtime.__file__, tmp_path / 'runtime.py')
+    detector(tmp_path)
+    run(python, 'runtime.py', 'model.onnx', photo, '--engine', name, cwd=tmp_path)
+    found = json.loads((tmp_path / 'predictions' / 'predictions.json').read_text())['annotations']
+    expected = Model(tmp_path / 'model.onnx')(photo)
+    np.testing.assert_allclose([each['score'] for each in found], expected.scores, rtol=1e-5)
+    masks = [coco_masks.decode(each['segmentation']) for each in found]
+    np.testing.assert_array_equal(masks, expected.masks)
+
+
+# The page, in a browser.
+
+DEMO = Path('docs/demo')
+NPM_PACKAGES = ('onnxruntime-web@1.30.0', 'playwright-core@1.65.1')
+VISIT = """
+import { chromium } from 'playwright-core';
+const [executablePath, address, name] = process.argv.slice(2);
+const browser = await chromium.launch({ executablePath });
+const page = await browser.newPage();
+const says = (text) => page.locator('#status', { hasText: text }).waitFor({ timeout: 300000 });
+await page.goto(address);
+await says('Ready');
+const dataTransfer = await page.evaluateHandle(async (name) => {
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([await (await fetch(name)).blob()], name));
+  return transfer;
+}, name);
+await page.dispatchEvent('#drop', 'drop', { dataTransfer });
+await says(/ in .* s\\.|Error/);
+console.log(JSON.stringify(await page.evaluate(() => ({
+  status: document.querySelector('#status').textContent,
+  found: [...document.querySelectorAll('tbody tr')].map((row) => [...row.cells].map((cell) => cell.textContent)),
+  picture: document.querySelector('canvas').toDataURL(),
+}))));
+await browser.close();
+"""
+
+
+@pytest.fixture(scope='module')
+def node_modules(tmp_path_factory) -> Path:
+    """A folder with the page's packages from npm, and those that visit it."""
+    if not (shutil.which('npm') and shutil.which('chromium')):
+        pytest.skip("the page is tested with npm and Debian's chromium, which this machine lacks")
+    folder = tmp_path_factory.mktemp('npm')
+    run('npm', 'install', '--ignore-scripts', '--no-audit', '--no-fund', '--prefix', folder, *NPM_PACKAGES)
+    (folder / 'visit.mjs').write_text(VISIT)
+    return folder / 'node_modules'
+
+
+@pytest.fixture
+def visit(node_modules, tmp_path):
+    """Serves a folder with the page, and drops a picture of it on the page: what it says, finds and draws."""
+    for file in DEMO.iterdir():
+        shutil.copy(file, tmp_path)
+    for name in ('ort.wasm.bundle.min.mjs', 'ort-wasm-simd-threaded.wasm'):
+        (tmp_path / name).symlink_to(node_modules / 'onnxruntime-web' / 'dist' / name)
+    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(SimpleHTTPRequestHandler, directory=tmp_path))
+    Thread(target=server.serve_forever, daemon=True).start()
+
+    def drop(picture: str) -> dict:
+        address = f'http://127.0.0.1:{server.server_port}/index.html?score=0.1'
+        command = ('node', node_modules.parent / 'visit.mjs', shutil.which('chromium'), address, picture)
+        return json.loads(run(*command))
+
+    yield drop
+    server.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('interpolation', ['bilinear', 'antialiased'])
+@pytest.mark.parametrize('size', [(96, 64), (1000, 700)])
+def test_the_page_finds_what_python_finds(interpolation, size, visit, photo, tmp_path):
+    shutil.copy(photo, tmp_path)
+    rule = dict(scale=size, keep_ratio=True, rounding='mmcv', interpolation=interpolation)
+    expected = Model(detector(tmp_path, resize=rule))(photo)
+    found = visit('photo.png')
+    assert found['status'].startswith('3 found in')
+    labels, *numbers, areas = zip(*found['found'], strict=True)
+    assert labels == ('cat', 'dog', 'cat')
+    scores, *boxes = np.array(numbers, float)
+    np.testing.assert_allclose(scores, expected.scores, atol=6e-5)  # four digits are shown
+    np.testing.assert_allclose(np.stack(boxes, 1), expected.boxes, atol=1e-2)
+    np.testing.assert_allclose(np.array(areas, float), expected.masks.sum((1, 2)), atol=2)
+
+
+@pytest.mark.slow
+def test_the_page_draws_classes(visit, photo, tmp_path):
+    shutil.copy(photo, tmp_path)
+    expected = Model(segmenter(tmp_path, ('classes',)))(photo)
+    found = visit('photo.png')
+    assert found['status'].startswith('Segmented in')
+    png = np.frombuffer(base64.b64decode(found['picture'].partition(',')[2]), np.uint8)
+    drawn = cv2.imdecode(png, cv2.IMREAD_COLOR).astype(int)
+    assert np.abs(drawn - draw(read_image(photo), expected)).max() <= 1
+
+
+@pytest.mark.slow
+def test_the_page_says_what_is_no_picture(visit, tmp_path):
+    detector(tmp_path)
+    (tmp_path / 'notes.txt').write_text('no image')
+    assert visit('notes.txt')['status'] == 'Error: this is not an image that the browser can read'

@@ -144,7 +144,8 @@ function triangles(from, to) {
     const centre = (index + 0.5) * step;
     const first = Math.max(Math.trunc(centre - reach + 0.5), 0);
     const end = Math.min(Math.trunc(centre + reach + 0.5), from);
-    const taps = Array.from({ length: end - first }, (_, i) => Math.max(0, 1 - Math.abs(first + i - centre + 0.5) / reach));
+    const weight = (at) => Math.max(0, 1 - Math.abs(at - centre + 0.5) / reach);
+    const taps = Array.from({ length: end - first }, (_, i) => weight(first + i));
     const sum = taps.reduce((a, b) => a + b);
     return [first, taps.map((tap) => Math.trunc((tap / sum) * (1 << 22) + 0.5))];
   });
@@ -226,8 +227,9 @@ function show() {
   draw(shown);
   const rows = shown.map(({ label, score, box, mask }) => {
     const row = document.createElement('tr');
-    const cells = [model.metadata.classes[label], score.toFixed(4), ...box.map((side) => side.toFixed(3)), mask?.length ?? ''];
-    row.append(...cells.map((text) => Object.assign(document.createElement('td'), { textContent: text })));
+    const sides = box.map((side) => side.toFixed(3));
+    const cells = [model.metadata.classes[label], score.toFixed(4), ...sides, mask?.length ?? ''];
+    row.append(...cells.map((textContent) => Object.assign(document.createElement('td'), { textContent })));
     return row;
   });
   page('found').tBodies[0].replaceChildren(...rows);

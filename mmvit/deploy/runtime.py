@@ -368,7 +368,8 @@ def run(args: argparse.Namespace) -> int:
         else:
             write_image(args.out / name, drawn)
             if result.classes is not None:
-                write_image(args.out / f'{name}.classes.png', result.classes.astype(np.uint8))
+                classes = result.classes.astype(np.min_scalar_type(len(model.names)))  # 8 bits, or 16
+                write_image(args.out / f'{name}.classes.png', classes)
     if video:
         video.release()
     if model.metadata['task'] != 'semantic':

@@ -48,7 +48,7 @@ async function loadModel(bytes) {
   const metadata = readMetadata(bytes);
   if (metadata.task === 'features') throw new Error('a backbone has nothing to show: export a detector or segmenter');
   const ort = await import('./ort.wasm.bundle.min.mjs').catch(() => {
-    throw new Error('onnxruntime-web is not beside this page: see the page about deployment');
+    throw new Error('onnxruntime-web is not beside this page: docs/deploy.md tells which files it needs');
   });
   ort.env.wasm.wasmPaths = { wasm: new URL('ort-wasm-simd-threaded.wasm', import.meta.url).href };
   const session = await ort.InferenceSession.create(bytes, { executionProviders: ['wasm'] });
@@ -290,7 +290,7 @@ function then(step) {
 }
 
 async function update() {
-  if (!model) return say('Drop a model, too.');
+  if (!model) return say(picture ? 'Drop a model, too.' : 'Drop a model and a picture.');
   if (!picture) return say('Ready. Drop a picture.');
   say('Computing …');
   result = await run(picture);

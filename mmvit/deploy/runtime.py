@@ -167,7 +167,7 @@ def resize(image: np.ndarray, rule: dict[str, Any] | None) -> np.ndarray:
 def working_size(height: int, width: int, scale: list[int], keep_ratio: bool, rounding: str, **_: Any) -> list[int]:
     """(height, width) for the network, as mmcv or detectron2 compute it from an image's."""
     if not keep_ratio:
-        return scale if rounding == 'detectron2' and height > width else scale[::-1]
+        return sorted(scale, reverse=height > width) if rounding == 'detectron2' else scale[::-1]
     long, short = max(height, width), min(height, width)
     if rounding == 'mmcv':
         factor = min(max(scale) / long, min(scale) / short)
@@ -214,8 +214,9 @@ def paste(masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int], threshold
 
 
 def covered(low: float, high: float, limit: int) -> slice:
-    """The pixels between two positions, and one more on either side."""
-    return slice(max(int(np.floor(low)) - 1, 0), min(int(np.ceil(high)) + 1, limit))
+    """The pixels between two positions, and one more on either side, as far as there are any."""
+    first, end = np.clip([np.floor(low) - 1, np.ceil(high) + 1], 0, limit).astype(int)
+    return slice(first, end)
 
 
 def taps(pixels: slice, low: float, high: float, cells: int) -> np.ndarray:
@@ -229,8 +230,10 @@ def class_map(outputs: dict[str, np.ndarray], size: tuple[int, int]) -> np.ndarr
     """The class of each pixel of an image, from enlarged logits where the model gives them: (H, W) int64."""
     height, width = size
     if 'logits' not in outputs:
-        classes = outputs['classes'].reshape(outputs['classes'].shape[-2:]).astype(np.int32)
-        return cv2.resize(classes, (width, height), interpolation=cv2.INTER_NEAREST_EXACT).astype(np.int64)
+        rows, columns = outputs['classes'].shape[-2:]
+        nearest_rows = (2 * np.arange(height) + 1) * rows // (2 * height)
+        nearest_columns = (2 * np.arange(width) + 1) * columns // (2 * width)
+        return outputs['classes'].reshape(rows, columns)[nearest_rows[:, None], nearest_columns]
     best = np.full(size, -np.inf, np.float32)
     classes = np.zeros(size, np.int64)
     for index, logits in enumerate(outputs['logits'].reshape(-1, *outputs['logits'].shape[-2:])):  # saves memory
@@ -262,12 +265,18 @@ def draw(image: np.ndarray, result: Result, score: float = 0.5) -> np.ndarray:
         left, top, right, bottom = (round(float(side)) for side in result.boxes[index])
         cv2.rectangle(image, (left, top), (right, bottom), colour.tolist(), thickness)
         text = f'{result.names[result.labels[index]]} {result.scores[index]:.2f}'
-        (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4 * thickness, thickness)
-        base = max(top, height + below)  # inside the image
-        cv2.rectangle(image, (left, base - height - below), (left + width, base), colour.tolist(), cv2.FILLED)
-        where = (left, base - below // 2)
-        cv2.putText(image, text, where, cv2.FONT_HERSHEY_SIMPLEX, 0.4 * thickness, (0, 0, 0), thickness, cv2.LINE_AA)
+        write(image, text, left, top, colour, thickness)
     return image
+
+
+def write(image: np.ndarray, text: str, left: int, bottom: int, colour: np.ndarray, thickness: int) -> None:
+    """Put a text on a coloured ground at a corner, moved as far as is needed to be inside the image."""
+    font, scale = cv2.FONT_HERSHEY_SIMPLEX, 0.4 * thickness
+    (width, height), below = cv2.getTextSize(text, font, scale, thickness)
+    left, bottom = max(0, min(left, image.shape[1] - width)), max(bottom, height + below)
+    cv2.rectangle(image, (left, bottom - height - below), (left + width, bottom), colour.tolist(), cv2.FILLED)
+    ink = (0, 0, 0) if colour @ (0.11, 0.59, 0.3) > 127 else (255, 255, 255)
+    cv2.putText(image, text, (left, bottom - below // 2), font, scale, ink, thickness, cv2.LINE_AA)
 
 
 def coco_annotations(result: Result, image_id: int) -> Iterator[dict[str, Any]]:
@@ -359,7 +368,8 @@ def run(args: argparse.Namespace) -> int:
         else:
             write_image(args.out / name, drawn)
             if result.classes is not None:
-                write_image(args.out / f'{name}.classes.png', result.classes.astype(np.uint8))
+                classes = result.classes.astype(np.min_scalar_type(len(model.names)))  # 8 bits, or 16
+                write_image(args.out / f'{name}.classes.png', classes)
     if video:
         video.release()
     if model.metadata['task'] != 'semantic':

@@ -157,11 +157,11 @@ def describe(
         return dict(version=mmvit.__version__, task='features', stages=list(model.out_indices))
     if config is None:
         raise ValueError('export needs the config of a detector or segmenter: give it, or set model.cfg')
-    known = classes_of(config)
-    classes = list(classes or known.get('classes') or map(str, range(num_classes(model))))
+    known = dict(classes=classes, palette=palette) if classes else classes_of(config)
+    classes = list(known.get('classes') or map(str, range(num_classes(model))))
     if len(classes) != num_classes(model):
         raise ValueError(f'the model has {num_classes(model)} classes, but {len(classes)} names were given')
-    palette = palette or known.get('palette')
+    palette = known.get('palette')
     test_cfg = getattr(model.test_cfg, 'rcnn', model.test_cfg)
     return dict(
         version=mmvit.__version__,
@@ -193,6 +193,7 @@ def classes_of(config: Config) -> dict[str, Any]:
     from mmengine.registry import DATASETS, DefaultScope  # noqa: PLC0415
 
     dataset = config.test_dataloader.dataset
+    if own := dataset.get('metainfo'):
+        return own  # the colours of the data set's own classes would not be theirs
     with DefaultScope.overwrite_default_scope(config.get('default_scope')):
-        known = getattr(DATASETS.get(dataset.type), 'METAINFO', {})
-    return {**known, **dataset.get('metainfo', {})}
+        return getattr(DATASETS.get(dataset.type), 'METAINFO', {})

@@ -179,7 +179,7 @@ def _find_torch_faults() -> Iterator[Fault]:
     cpus, threads = limited_cpus(), torch.get_num_threads()
     if cpus and threads > cpus:
         yield Fault(
-            f'PyTorch uses {threads} threads, but the quota of this container is {cpus} CPUs, so that threads wait for '
+            f'PyTorch uses {threads} threads, but the CPU quota of this container is {cpus}, so that threads wait for '
             f'one another: set OMP_NUM_THREADS={cpus} before Python starts.'
         )
 

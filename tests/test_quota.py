@@ -69,7 +69,7 @@ def test_no_cgroups(tmp_path):
 def test_more_threads_than_the_quota_are_a_fault(monkeypatch):
     monkeypatch.setattr(torch, 'get_num_threads', lambda: 8)
     monkeypatch.setattr(environment, 'limited_cpus', lambda: 2)
-    with pytest.warns(UserWarning, match='uses 8 threads.*quota of this container is 2 CPUs.*set OMP_NUM_THREADS=2'):
+    with pytest.warns(UserWarning, match='uses 8 threads.*CPU quota of this container is 2.*set OMP_NUM_THREADS=2'):
         environment.check_environment()
     assert 'CPU (8 threads of ' in environment.report()
     assert ', quota 2)' in environment.report()
@@ -79,7 +79,7 @@ def test_more_threads_than_the_quota_are_a_fault(monkeypatch):
 def test_no_more_threads_than_the_quota_are_none(threads, cpus, monkeypatch):
     monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
     monkeypatch.setattr(environment, 'limited_cpus', lambda: cpus)
-    assert 'quota of this container' not in environment.report()
+    assert 'CPU quota' not in environment.report()
 
 
 def entered(root: Path, **variables: str) -> list[str]:

@@ -1,6 +1,6 @@
 # make demo: train, test and draw a detector on the embedded data (BACKBONE=mpvit_t, regionvit_t or pyramid_tnt_t).
 # make test: lint and all tests in the default environment. make lanes: the other environments (tests/lanes).
-# make docs: the documentation as a site in site/.
+# make fuzz: many random cases of each property (CASES=350). make docs: the documentation as a site in site/.
 # The path of a version of Python, if it is there. Where pyenv is in use, its variable makes it answer.
 find = $(shell PYENV_VERSION=$(1) python$(1) -c 'import ensurepip, sys; print(sys.executable)' 2>/dev/null)
 PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13 3.10,$(call find,$(version))))
@@ -16,7 +16,7 @@ PLOT := $(BIN)/mim run mmdet analyze_logs plot_curve
 # What these packages say of one another on every start; it helps nobody here.
 export PYTHONWARNINGS := ignore
 
-.PHONY: demo test test-fast lint lanes image tables docs pins
+.PHONY: demo test test-fast fuzz lint lanes image tables docs pins
 .DELETE_ON_ERROR:
 
 demo: $(READY) data/digits/annotations/instances_val.json
@@ -31,12 +31,17 @@ demo: $(READY) data/digits/annotations/instances_val.json
 	@printf '\nLook at:\n'
 	@printf '%s\n' $(WORK)/predictions.png $(WORK)/loss.png $(WORK)/ap.png
 
-test test-fast: export OMP_NUM_THREADS := 1
+test test-fast fuzz: export OMP_NUM_THREADS := 1
 test: lint
 	$(BIN)/pytest $(IN_PARALLEL)
 
 test-fast: lint
 	$(BIN)/pytest $(IN_PARALLEL) -m 'not slow'
+
+CASES := 350
+fuzz: export MMVIT_FUZZ_CASES := $(CASES)
+fuzz: $(READY)
+	$(BIN)/pytest $(IN_PARALLEL) --timeout 0 tests/test_fuzz.py tests/test_fuzz_files.py
 
 lint: $(READY)
 	$(BIN)/ruff check

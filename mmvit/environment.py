@@ -19,6 +19,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from mmvit.quota import limited_cpus
+
 # Distributions that own the same files: one of each row may be installed.
 SAME_FILES = (
     ('mmcv', 'mmcv-lite', 'onedl-mmcv'),
@@ -122,7 +124,8 @@ def describe_devices() -> str:
     except Exception as error:
         return f'unknown, for PyTorch does not load ({_first_line(error)})'
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    cpu = f'CPU ({torch.get_num_threads()} threads of {os.cpu_count()})'
+    quota = f', quota {cpus}' if (cpus := limited_cpus()) else ''
+    cpu = f'CPU ({torch.get_num_threads()} threads of {os.cpu_count()}{quota})'
     return f'{", ".join([cpu, *gpus])}; PyTorch is built for CUDA {torch.version.cuda}'
 
 
@@ -173,6 +176,12 @@ def _find_torch_faults() -> Iterator[Fault]:
         )
     elif installed_version('onedl-mmengine'):
         yield Fault(f"onedl-mmengine {RUNS_PICKLES}, or use OpenMMLab's own packages.")
+    cpus, threads = limited_cpus(), torch.get_num_threads()
+    if cpus and threads > cpus:
+        yield Fault(
+            f'PyTorch uses {threads} threads, but the CPU quota of this container is {cpus}, so that threads wait for '
+            f'one another: set OMP_NUM_THREADS={cpus} before Python starts.'
+        )
 
 
 def _find_missing_packages() -> Iterator[Fault]:

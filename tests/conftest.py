@@ -1,3 +1,4 @@
+import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -5,11 +6,32 @@ from pathlib import Path
 import mmengine.config.utils
 import pytest
 from commands import run
+from computed import as_written
 from families import FAMILIES, Family
-from torch import nn
+from hypothesis import HealthCheck, settings
+from hypothesis.database import DirectoryBasedExampleDatabase
 
-from mmvit import cpu
 from mmvit.environment import installed_version
+
+# `make test` takes the same few cases of each property every time, `make fuzz` others, and as many as it is told. Each
+# case that fails is printed. Put it above its test to repeat it: `@example(case=Case(...))`.
+CASES = int(os.environ.get('MMVIT_FUZZ_CASES', '0'))
+settings.register_profile(
+    'slice',
+    max_examples=6,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile(
+    'long',
+    settings.get_profile('slice'),
+    derandomize=False,
+    max_examples=max(CASES, 1),
+    database=DirectoryBasedExampleDatabase('.hypothesis/examples'),  # the next run begins with what failed
+)
+settings.load_profile('long' if CASES else 'slice')
 
 
 def pytest_collection_modifyitems(items) -> None:
@@ -46,8 +68,7 @@ def normed_family(family) -> Family:
 def computed(request, monkeypatch) -> str:
     """How the networks compute: with the code for CPUs, and as they are written."""
     if request.param == 'as written':
-        monkeypatch.setattr(cpu, 'takes', lambda module, x: False)
-        monkeypatch.setattr(cpu.convolution.CPUConv2d, 'forward', nn.Conv2d.forward)
+        as_written(monkeypatch)
     return request.param
 
 

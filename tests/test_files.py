@@ -21,6 +21,7 @@ import safetensors.torch
 import torch
 import yaml
 from families import FAMILIES
+from hostile import WRITERS, Asks, in_a_new_zip
 
 from mmvit.checkpoints import files
 from mmvit.checkpoints.files import read_checkpoint
@@ -70,59 +71,12 @@ def equal(model: Backbone, official: dict[str, torch.Tensor]) -> bool:
 # Hostile files.
 
 
-class Asks:
-    """Pickles as a call of ``function(*args)``."""
-
-    def __init__(self, function, *args):
-        self.call = function, args
-
-    def __reduce__(self):
-        return self.call
-
-
 SHELL = Asks(os.system, 'touch ran')
 PYTHON = Asks(exec, "open('ran', 'w').close()")
 
 
-def in_a_new_zip(content, path):
-    torch.save(content, path)
-
-
-def in_torchs_old_format(content, path):
-    torch.save(content, path, _use_new_zipfile_serialization=False)
-
-
-def in_a_bare_pickle(content, path, protocol=2):
-    path.write_bytes(pickle.dumps(content, protocol))
-
-
-def in_the_oldest_pickle(content, path):
-    in_a_bare_pickle(content, path, protocol=0)
-
-
-def in_the_newest_pickle(content, path):
-    in_a_bare_pickle(content, path, protocol=5)
-
-
-def run_by_torch(path):
-    torch.load(path, weights_only=False)
-
-
-def run_by_pickle(path):
-    pickle.loads(path.read_bytes())
-
-
 @pytest.mark.parametrize('call', [SHELL, PYTHON], ids=['shell', 'python'])
-@pytest.mark.parametrize(
-    ('write', 'unsafe'),
-    [
-        (in_a_new_zip, run_by_torch),
-        (in_torchs_old_format, run_by_torch),
-        (in_a_bare_pickle, run_by_pickle),
-        (in_the_oldest_pickle, run_by_pickle),
-        (in_the_newest_pickle, run_by_pickle),
-    ],
-)
+@pytest.mark.parametrize(('write', 'unsafe'), WRITERS)
 def test_code_in_a_file_does_not_run(call, write, unsafe, tmp_path, monkeypatch, official):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')  # whatever the user told torch

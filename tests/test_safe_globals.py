@@ -6,21 +6,12 @@ from pickle import UnpicklingError
 import numpy as np
 import pytest
 import torch
+from hostile import Asks
 from mmengine.logging import HistoryBuffer, MessageHub
 from versions import needs_torch
 
 import mmvit  # noqa: F401  (puts mmengine's classes on the allow-list)
 from mmvit.environment import installed_version
-
-
-class Asks:
-    """Pickles as a call of ``function(*args)``."""
-
-    def __init__(self, function, *args):
-        self.call = function, args
-
-    def __reduce__(self):
-        return self.call
 
 
 @needs_torch('2.6', 'an allow-list of functions')

@@ -115,6 +115,7 @@ def _loaded(path: Path) -> Mapping[str, Any]:
         if path.suffix == '.safetensors':
             return safetensors.torch.load_file(path)
         _refuse_programs(path)
+        _check_sums(path)
         with safe_globals([Namespace]):  # training programs store their arguments in one
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except _BadFileError:
@@ -136,6 +137,12 @@ def _refuse_programs(path: Path) -> None:
             f'is refused: it is a {"TorchScript program" if is_torchscript else "tar archive"}, which could run code. '
             f'Ask its author for a safetensors file or a plain state_dict.'
         )
+
+
+def _check_sums(path: Path) -> None:
+    """Raise an error if a part of a zip is not what its checksum says. PyTorch does not look at the checksums."""
+    if zipfile.is_zipfile(path) and (part := zipfile.ZipFile(path).testzip()):
+        raise _BadFileError(f'is damaged ({part} does not have the checksum that it should have): fetch it again.')
 
 
 def _diagnosis(path: Path, error: Exception) -> str:

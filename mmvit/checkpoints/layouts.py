@@ -67,6 +67,8 @@ class OfficialLayout:
         prefix = self.find_prefix(weights, self.landmark, self.mmvit_landmark)
         if prefix is None:
             raise ValueError(f'found no {self.landmark!r} in it, under any known prefix; {describe_keys(weights)}')
+        if others := [key for key in weights if not isinstance(key, str)]:
+            raise ValueError(f'these keys are no names; {describe_keys(others)}')
         backbone = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
         return as_tensors({k: v for k, v in backbone.items() if not k.startswith(self.classifier)})
 
@@ -156,11 +158,19 @@ def as_tensors(weights: Mapping[str, Any]) -> dict[str, Tensor]:
     """Convert NumPy arrays among some weights to tensors.
 
     Raises:
-        ValueError: Some entries are neither.
+        ValueError: Some entries are neither, or sparse, complex, quantised or without values (on the meta device).
     """
     if others := [key for key, value in weights.items() if not isinstance(value, Tensor | np.ndarray)]:
         raise ValueError(f'these entries are no tensors; {describe_keys(others)}')
-    return {key: torch.as_tensor(value) for key, value in weights.items()}
+    tensors = {key: torch.as_tensor(value) for key, value in weights.items()}
+    if special := [key for key, value in tensors.items() if not is_plain(value)]:
+        raise ValueError(f'these entries are sparse, complex, quantised or without values; {describe_keys(special)}')
+    return tensors
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is an array of plain numbers."""
+    return tensor.layout == torch.strided and not (tensor.is_complex() or tensor.is_quantized or tensor.is_meta)
 
 
 def new_names(key: str, renames: Sequence[tuple[str, str]]) -> list[str]:

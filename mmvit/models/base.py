@@ -211,9 +211,9 @@ class Backbone(BaseModule, metaclass=ABCMeta):
             ValueError: The weights do not fit this arch.
         """
         resized = dict(weights)
-        self.resize_tables(resized)
         not_built = [f'stages.{i}' for i in range(len(self.stages), self.num_stages)]
         try:
+            self.resize_tables(resized)
             load_strictly(self, resized, source, self.official_layout, not_built)
         except ValueError as error:
             raise ValueError(f'{source} does not fit this {type(self).__name__} ({self.arch}): {error}') from None

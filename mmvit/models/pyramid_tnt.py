@@ -12,7 +12,7 @@ Deviations from the authors' program:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import ceil, isqrt
+from math import ceil, isqrt, prod
 from typing import Any, ClassVar
 
 import torch
@@ -436,7 +436,7 @@ class PyramidTNT(Backbone):
         """Resize position tables of another training size to this one's, in place. Both sizes must be square."""
         resized = []
         pos = weights.get(f'{prefix}stem.outer_pos')
-        if pos is not None and pos.shape != self.stem.outer_pos.shape:
+        if pos is not None and pos.ndim == 3 and pos.shape != self.stem.outer_pos.shape:
             trained = _square(pos.shape[1])
             resized_pos = resize(pos.float(), trained, self.stem.grid)
             weights[f'{prefix}stem.outer_pos'] = resized_pos.to(pos.dtype)
@@ -444,8 +444,10 @@ class PyramidTNT(Backbone):
         stages: Any = self.stages
         for i, stage in enumerate(stages):
             table = weights.get(f'{prefix}stages.{i}.relative_pos')
-            if table is not None and table.shape != stage.relative_pos.shape:
+            if table is not None and table.ndim == 4 and table.shape != stage.relative_pos.shape:
                 trained = _square(table.shape[2])
+                if table.shape[3] != prod(key_grid(trained, stage.reduction)):
+                    raise ValueError(f'stages.{i}.relative_pos of shape {tuple(table.shape)} fits no image size')
                 new = RelativePosition(table, trained, stage.grid, stage.reduction)
                 weights[f'{prefix}stages.{i}.relative_pos'] = (new.queries @ new.keys.mT).to(table.dtype)
                 resized.append(f'stages.{i}.relative_pos')
@@ -481,6 +483,6 @@ def resize(table: Tensor, trained: Grid, size: Grid) -> Tensor:
 
 
 def _square(count: int) -> Grid:
-    if isqrt(count) ** 2 != count:
+    if count == 0 or isqrt(count) ** 2 != count:
         raise ValueError(f'a position table of {count} places is not of a square image and cannot be resized')
     return isqrt(count), isqrt(count)

@@ -389,14 +389,14 @@ class RegionViT(Backbone):
         """Resize relative position tables and the regional kernel of another window to this one's, in place."""
         window = self.arch['window']
         kernel = weights.get(f'{prefix}stem.regional.weight')
-        if kernel is None or kernel.shape[-1] == PATCH * window:
+        if kernel is None or kernel.ndim != 4 or kernel.shape[-1] == PATCH * window:
             return
         # A larger kernel gets smaller weights, so that a patch of one colour gives the same token.
         area = (kernel.shape[-1] / (PATCH * window)) ** 2
         new = F.interpolate(kernel.float(), size=2 * (PATCH * window,), mode='bicubic') * area
         weights[f'{prefix}stem.regional.weight'] = new.to(kernel.dtype)
         for name, table in weights.items():
-            if name.startswith(prefix) and name.endswith('rel_pos_table'):
+            if name.startswith(prefix) and name.endswith('rel_pos_table') and table.ndim == 2:
                 weights[name] = resize_table(table, window)
         trained = kernel.shape[-1] // PATCH
         print_log(f'RegionViT resized the tables of window {trained} to window {window}', logger='current')
@@ -425,6 +425,8 @@ def relative_index(window: int) -> Tensor:
 def resize_table(table: Tensor, window: int) -> Tensor:
     """A relative position table (heads, (2 w - 1)^2) of another window, bicubic in float32; the extremes stay so."""
     steps = isqrt(table.shape[1])
+    if steps**2 != table.shape[1] or steps == 0:
+        raise ValueError(f'a table of {table.shape[1]} relative positions is of no window and cannot be resized')
     old = (steps + 1) // 2
     # Wrapped order to natural order and back: see relative_index.
     natural = table.float().view(1, -1, steps, steps).roll(2 * (old - 1 - old // 2,), (2, 3))

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from commands import ENV, data_options, run
+from families import FAMILIES
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
-from toy_training import settings
+from toy_training import HOOKS, Toy, settings
 
 from mmvit.training.setup import find_faults
 
@@ -69,6 +70,30 @@ def test_a_file_that_is_no_checkpoint(what, resume, whole, tmp_path, capsys):
 def test_a_whole_file_is_loaded(resume, whole, tmp_path):
     train(tmp_path, load_from=str(whole), resume=resume, epochs=2)
     assert (tmp_path / 'epoch_2.pth').exists()
+
+
+@MODELS.register_module()
+class ToyWithABackbone(Toy):
+    """The toy, and a backbone that it does not ask."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = FAMILIES[0].build()
+
+
+@pytest.mark.parametrize('resume', [False, True])
+def test_weights_of_which_a_part_is_missing(resume, tmp_path):
+    options = dict(model=dict(type='ToyWithABackbone'), epochs=1)
+    train(tmp_path, **options)
+    saved = torch.load(tmp_path / 'epoch_1.pth', weights_only=True)
+    for key in [key for key in saved['state_dict'] if '.stages.3.' in key]:
+        del saved['state_dict'][key]
+    torch.save(saved, tmp_path / 'part.pth')
+    options.update(load_from=str(tmp_path / 'part.pth'), resume=resume, custom_hooks=[])
+    with pytest.raises(RuntimeError, match=r'do not fill this .*partial_weights=True'):
+        train(tmp_path / 'refused', **options)
+    hooks = dict(HOOKS, check_setup=dict(type='mmvit.CheckSetupHook', partial_weights=True))
+    train(tmp_path / 'taken', **options, hooks=hooks)
 
 
 @cache

@@ -220,6 +220,14 @@ def test_broken_safetensors(content, tmp_path, monkeypatch):
     assert not Path('ran').exists()
 
 
+def test_a_header_whose_length_looks_like_a_web_page(tmp_path):
+    header = json.dumps({'a': entry(0, 8)}).ljust(0x3C20)
+    (tmp_path / 'odd.safetensors').write_bytes(safetensors_file(header, bytes(8)))
+    assert (tmp_path / 'odd.safetensors').read_bytes().startswith(b' <')
+    assert read_checkpoint(str(tmp_path / 'odd.safetensors')).keys() == {'a'}
+    assert files.other_format(tmp_path / 'odd.safetensors') == ''
+
+
 @pytest.mark.parametrize('name', ['page.pth', 'page.safetensors'])
 def test_a_web_page_is_recognised(name, tmp_path):
     (tmp_path / name).write_text('\n<!DOCTYPE html>\n<html><body>This link is no more.</body></html>')

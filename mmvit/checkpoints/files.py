@@ -162,6 +162,8 @@ def other_format(path: Path) -> str:
     """What a file is, and what to do, if it is one that people take for a checkpoint; empty if none was recognised."""
     with path.open('rb') as file:
         start = file.read(1024)
+    if start[8:9] == b'{' and int.from_bytes(start[:8], 'little') < 2**32:  # the length of a header, and the header
+        return '' if path.suffix == '.safetensors' else 'is a safetensors file: let its name end in .safetensors.'
     text = start.lstrip()
     if not text:
         return 'is empty: fetch it again.'
@@ -174,8 +176,6 @@ def other_format(path: Path) -> str:
         return 'is a pointer of Git LFS and not the file that it stands for: run `git lfs pull`.'
     if start.startswith(b'\x93NUMPY') or _is_numpy_archive(path):
         return 'is a file of NumPy arrays and not a checkpoint: give a file that torch.save or safetensors wrote.'
-    if start[8:10] == b'{"' and path.suffix != '.safetensors':
-        return 'is a safetensors file: let its name end in .safetensors.'
     if _is_text(text) and not b'PK'.startswith(text[:2]):  # PK: an archive, cut short
         line = text.decode(errors='replace').splitlines()[0][:60]
         return f'is a text file and not a checkpoint, and begins with {line!r}: give the file of the weights.'

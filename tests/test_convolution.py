@@ -48,7 +48,10 @@ def _dirty_memory():
 @pytest.mark.parametrize('mode', ['weights', 'autocast'])
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize('size', [(4, 1), (8, 1), (9, 1), (4, 2)])
-@pytest.mark.parametrize('geometry', [(16, 32, 3, 2, 16, True), (16, 32, 3, 2, 1, False), (32, 64, 5, 2, 32, True)])
+@pytest.mark.parametrize(
+    'geometry',
+    [(16, 32, 3, 2, 16, True), (16, 32, 3, 2, 1, False), (32, 64, 5, 2, 32, True), (8, 16, 8, 4, 1, True)],
+)
 @pytest.mark.usefixtures('_dirty_memory')
 def test_bfloat16_with_one_column_left(geometry, size, memory_format, mode):
     own, exact = make(geometry)

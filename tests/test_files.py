@@ -16,6 +16,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -173,6 +174,14 @@ def test_broken_safetensors(content, tmp_path, monkeypatch):
     assert not Path('ran').exists()
 
 
+def test_a_header_whose_length_looks_like_a_web_page(tmp_path):
+    header = json.dumps({'a': entry(0, 8)}).ljust(0x3C20)
+    (tmp_path / 'odd.safetensors').write_bytes(safetensors_file(header, bytes(8)))
+    assert (tmp_path / 'odd.safetensors').read_bytes().startswith(b' <')
+    assert read_checkpoint(str(tmp_path / 'odd.safetensors')).keys() == {'a'}
+    assert files.other_format(tmp_path / 'odd.safetensors') == ''
+
+
 @pytest.mark.parametrize('name', ['page.pth', 'page.safetensors'])
 def test_a_web_page_is_recognised(name, tmp_path):
     (tmp_path / name).write_text('\n<!DOCTYPE html>\n<html><body>This link is no more.</body></html>')
@@ -180,10 +189,29 @@ def test_a_web_page_is_recognised(name, tmp_path):
         initialised(tmp_path / name)
 
 
+def numpy_archive(path):
+    with path.open('wb') as file:  # savez would add its ending to the name
+        np.savez(file, weight=np.ones(3))
+
+
+OTHER_FORMATS = {
+    'is empty': lambda path: path.write_bytes(b'\n'),
+    "is a text file .* begins with 'Zurück in 5 Minuten'": lambda path: path.write_text('Zurück in 5 Minuten\n' * 99),
+    'is a pointer of Git LFS': lambda path: path.write_text('version https://git-lfs.github.com/spec/v1\noid sha256:1'),
+    'is a file of NumPy arrays': numpy_archive,
+    'is a file of NumPy arrays and': lambda path: np.save(path.open('wb'), np.ones(3)),
+    'is a safetensors file: let its name end': lambda path: path.write_bytes(safetensors.torch.save(WEIGHTS)),
+}
+
+
+@pytest.mark.parametrize('what', OTHER_FORMATS)
+def test_other_formats_are_recognised(what, tmp_path):
+    OTHER_FORMATS[what](tmp_path / 'weights.pth')
+    with pytest.raises(RuntimeError, match=f'weights.pth {what}'):
+        initialised(tmp_path / 'weights.pth')
+
+
 def test_not_a_checkpoint(tmp_path):
-    (tmp_path / 'text.pth').write_text('not a checkpoint')
-    with pytest.raises(RuntimeError, match='text.pth is not a whole checkpoint'):
-        read_checkpoint(str(tmp_path / 'text.pth'))
     torch.save([1, 2], tmp_path / 'list.pth')
     with pytest.raises(RuntimeError, match='list.pth holds a list, not a mapping'):
         read_checkpoint(str(tmp_path / 'list.pth'))

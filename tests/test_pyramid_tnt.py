@@ -156,3 +156,14 @@ def test_a_table_too_large_is_not_made(monkeypatch):
     assert not any(stage in on_cpu._tables for stage in model.stages)
     for out, reference in zip(outs, expected, strict=True):
         torch.testing.assert_close(out, reference, rtol=0, atol=1e-4 * reference.std().item())
+
+
+@torch.no_grad()
+def test_training_gives_the_kept_tables_back():
+    model = build()
+    model(image((72, 136)))
+    assert all(stage in on_cpu._tables for stage in model.stages)
+    model.eval()
+    assert all(stage in on_cpu._tables for stage in model.stages)
+    model.train()
+    assert not any(stage in on_cpu._tables for stage in model.stages)

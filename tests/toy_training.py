@@ -29,6 +29,7 @@ HOOKS = dict(
     finite_loss=dict(type='mmvit.FiniteLossHook'),
     random_states=dict(type='mmvit.RandomStatesHook'),
     interrupt=dict(type='mmvit.InterruptHook'),
+    check_setup=dict(type='mmvit.CheckSetupHook'),
 )
 
 

@@ -44,8 +44,11 @@ MASK_LEVEL = 0.5
 
 def main() -> None:
     args = parse_args()
-    for split, count in (('train', args.train), ('val', args.val)):
-        make_split(args.out, split, count, args.size, np.random.default_rng([args.seed, split == 'val']))
+    try:
+        for split, count in (('train', args.train), ('val', args.val)):
+            make_split(args.out, split, count, args.size, np.random.default_rng([args.seed, split == 'val']))
+    except OSError as error:
+        raise SystemExit(f'{args.out} has no whole data set: {error}; give a folder that can be written to') from None
     print(f'{args.out}: {args.train} train and {args.val} val images of {args.size}x{args.size}')
 
 

@@ -6,8 +6,11 @@ Without a GPU the processes share the CPU and speak over gloo.
 """
 
 import argparse
+import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config, DictAction
@@ -35,7 +38,29 @@ def main() -> None:
         torch.distributed.init_process_group('gloo')
         config.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None)
     runner: Runner | FlexibleRunner = RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
-    runner.train()
+    try:
+        runner.train()
+    except json.JSONDecodeError as error:
+        raise SystemExit('\n'.join(broken_annotations(config.to_dict())) or str(error)) from error
+
+
+def broken_annotations(config: Any) -> Iterator[str]:
+    """A sentence for each annotation file in a config, or in a part of it, that is not JSON all through."""
+    if isinstance(config, dict):
+        if isinstance(name := config.get('ann_file'), str) and name.endswith('.json'):
+            path = Path(config.get('data_root') or '', name)
+            try:
+                json.loads(path.read_text())
+            except json.JSONDecodeError as error:
+                yield (
+                    f'{path}, line {error.lineno}, column {error.colno}: {error.msg}. The annotation file is cut short '
+                    f'or damaged: make it or fetch it again.'
+                )
+        config = config.values()
+    elif not isinstance(config, list | tuple):
+        return
+    for part in config:
+        yield from broken_annotations(part)
 
 
 def parse_args() -> argparse.Namespace:

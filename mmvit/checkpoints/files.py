@@ -7,6 +7,7 @@ import re
 import tarfile
 import zipfile
 from argparse import Namespace
+from codecs import getincrementaldecoder
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -147,16 +148,7 @@ def _check_sums(path: Path) -> None:
 
 def _diagnosis(path: Path, error: Exception) -> str:
     """Why a file does not load. torch's own message is cut short, because it recommends to load the file unsafely."""
-    with path.open('rb') as file:
-        start = file.read(1024).lstrip()
-    if not start:
-        return 'is empty: fetch it again.'
-    if start.startswith(b'<'):
-        return (
-            'is a web page and not a checkpoint: its address is dead or asks for a password. Open the address in a '
-            'browser, download the file and give its path.'
-        )
-    refused = _refused_object(path, start, str(error)) if isinstance(error, UnpicklingError) else None
+    refused = _refused_object(path, str(error)) if isinstance(error, UnpicklingError) else None
     if refused == 'argparse.Namespace':
         return (
             f"holds its training program's arguments (argparse.Namespace), which PyTorch reads safely since 2.5 and "
@@ -168,17 +160,59 @@ def _diagnosis(path: Path, error: Exception) -> str:
             f'({refused}). Ask its author for a safetensors file or a plain state_dict; or load it in a sandbox and '
             f"save there what is needed: torch.save({{'state_dict': ...}}, file)."
         )
+    if what := other_format(path):
+        return what
     return f'is not a whole checkpoint ({type(error).__name__}: {str(error).split(". ")[0]}): fetch it again.'
 
 
-def _refused_object(path: Path, start: bytes, message: str) -> str | None:
+def other_format(path: Path) -> str:
+    """What a file is, and what to do, if it is one that people take for a checkpoint; empty if none was recognised."""
+    with path.open('rb') as file:
+        start = file.read(1024)
+    if start[8:9] == b'{' and int.from_bytes(start[:8], 'little') < 2**32:  # the length of a header, and the header
+        return '' if path.suffix == '.safetensors' else 'is a safetensors file: let its name end in .safetensors.'
+    text = start.lstrip()
+    if not text:
+        return 'is empty: fetch it again.'
+    if text.startswith(b'<'):
+        return (
+            'is a web page and not a checkpoint: its address is dead or asks for a password. Open the address in a '
+            'browser, download the file and give its path.'
+        )
+    if text.startswith(b'version https://git-lfs'):
+        return 'is a pointer of Git LFS and not the file that it stands for: run `git lfs pull`.'
+    if start.startswith(b'\x93NUMPY') or _is_numpy_archive(path):
+        return 'is a file of NumPy arrays and not a checkpoint: give a file that torch.save or safetensors wrote.'
+    if _is_text(text) and not b'PK'.startswith(text[:2]):  # PK: an archive, cut short
+        line = text.decode(errors='replace').splitlines()[0][:60]
+        return f'is a text file and not a checkpoint, and begins with {line!r}: give the file of the weights.'
+    return ''
+
+
+def _is_numpy_archive(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    return bool(names) and all(name.endswith('.npy') for name in names)
+
+
+def _is_text(start: bytes) -> bool:
+    try:
+        words = getincrementaldecoder('utf-8')().decode(start).split()  # the last letter may be cut
+    except UnicodeDecodeError:
+        return False
+    return bool(words) and all(word.isprintable() for word in words)
+
+
+def _refused_object(path: Path, message: str) -> str | None:
     """The object in a pickle that torch refuses; None if the file is not a pickle."""
     if 'unexpected EOF' in message:
         return None
     if function := re.search(r'(?:GLOBAL|Unsupported class) ([\w.]+)', message):
         return function[1]
     other = re.search(r'error:\s*(.+)', message)
-    return other[1] if other and (start.startswith(b'PK') or _is_pickle(path)) else None
+    return other[1] if other and (zipfile.is_zipfile(path) or _is_pickle(path)) else None
 
 
 def _is_pickle(path: Path) -> bool:

@@ -78,10 +78,19 @@ def recognise_arch(
     mismatches = {arch: describe_mismatch(weights, own) for arch, own in required.items()}
     if matching := [arch for arch, mismatch in mismatches.items() if not mismatch]:
         return matching[0]
-    nearest = max(required, key=lambda arch: _count_equal_shapes(weights, required[arch]))
+    nearest = nearest_arch(weights, archs)
     raise ValueError(
         f'it is nearest to arch {nearest!r}, with these differences (names of mmvit): {mismatches[nearest]}'
     )
+
+
+def nearest_arch(weights: Mapping[str, Tensor], archs: Mapping[str, Mapping[str, Tensor]]) -> str:
+    """The name of the arch that shares most names and shapes with some weights; see :func:`recognise_arch`."""
+
+    def shared(arch: str) -> int:
+        return sum(key in weights and weights[key].shape == own.shape for key, own in archs[arch].items())
+
+    return max(archs, key=shared)
 
 
 def load_strictly(
@@ -116,6 +125,19 @@ def load_strictly(
     print_log(line, logger='current')
 
 
+def describe_shortfall(found: Mapping[str, Tensor], own: Mapping[str, Tensor], layout: OfficialLayout) -> str:
+    """How some weights fail to fill a model's state dict ``own``; empty if they fill it. They may be more than it has.
+
+    Counts of batches, and optional weights of which there is none, need not be there.
+    """
+    required = {
+        name: value
+        for name, value in layout.required(own, found).items()
+        if name in found or not name.endswith('num_batches_tracked')
+    }
+    return describe_mismatch({name: value for name, value in found.items() if name in required}, required)
+
+
 def describe_mismatch(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
     """How some weights differ from a state dict in names, shapes and kinds of number; empty if they do not."""
 
@@ -137,7 +159,3 @@ def describe_mismatch(found: Mapping[str, Tensor], expected: Mapping[str, Tensor
             yield f'whole numbers (of a quantised model?): {describe_keys(integers)}'
 
     return '; '.join(lines())
-
-
-def _count_equal_shapes(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> int:
-    return sum(key in found and found[key].shape == own.shape for key, own in expected.items())

@@ -21,8 +21,9 @@ class CPUConv2d(nn.Conv2d):
 
     PyTorch's library for convolutions, oneDNN, is wrong in bfloat16 if the stride is more than 1 and the output is one
     column wide, as if it read memory that is not its own. With AVX-512 the weight gradient is wrong, with AMX also the
-    output; they are NaN or any number (PyTorch 2.13; ``nn.Conv2d(16, 32, 3, 2, 1, groups=16).bfloat16()`` on an input
-    (2, 16, 4, 1)). The memory format does not matter. float32 and float16 are right.
+    output, which large kernels (16x16) have wrong with AVX-512, too; they are NaN or any number (PyTorch 2.13;
+    ``nn.Conv2d(16, 32, 3, 2, 1, groups=16).bfloat16()`` on an input (2, 16, 4, 1)). Some convolutions are wrong in
+    channels-last memory alone. float32 and float16 are right.
     """
 
     def forward(self, x: Tensor) -> Tensor:

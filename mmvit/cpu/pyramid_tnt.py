@@ -50,9 +50,15 @@ def relative_position(self: Stage, size: tuple[int, int]) -> RelativePosition | 
         return self.relative_position(size)
     kept = _tables.get(self)  # read once: another thread may replace it
     if kept is None or kept[0] != size or not is_same(kept[1], self.relative_pos):
+        give_back(self)  # before another is made
         kept = size, self.relative_pos.detach().clone(), WholeTable(self.relative_position(size))
         _tables[self] = kept
     return kept[2]
+
+
+def give_back(self: Stage) -> None:
+    """Give back the memory of the table that was kept."""
+    _tables.pop(self, None)
 
 
 def is_same(a: Tensor, b: Tensor) -> bool:

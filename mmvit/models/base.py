@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import logging
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
 from mmcv.cnn import fuse_conv_bn
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
+from mmengine.runner.checkpoint import load_state_dict as mmengine_load_state_dict
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from mmvit import cpu
 from mmvit.checkpoints.files import read_checkpoint
-from mmvit.checkpoints.layouts import OfficialLayout
-from mmvit.checkpoints.loading import ConvertedWeights, load_strictly, recognise_arch
+from mmvit.checkpoints.layouts import OfficialLayout, describe_keys
+from mmvit.checkpoints.loading import ConvertedWeights, describe_shortfall, load_strictly, recognise_arch
 
 
 class Backbone(BaseModule, metaclass=ABCMeta):
@@ -38,6 +42,8 @@ class Backbone(BaseModule, metaclass=ABCMeta):
         init_cfg: mmengine's, or ``dict(type='mmvit.OfficialWeights', checkpoint=...)`` for an official file.
 
     Attributes:
+        partial_weights: Take from mmengine's loaders what fits, where weights are missing or of another shape; such
+            weights are refused otherwise. ``CheckSetupHook`` sets it.
         family_name: Name of the family in the names of configs and timm models.
         arch_zoo: The settings of each variant, by its name.
         official_layout: Layout of the official checkpoints.
@@ -54,6 +60,7 @@ class Backbone(BaseModule, metaclass=ABCMeta):
         stage_strides: Strides of these maps.
     """
 
+    partial_weights: bool = False
     family_name: ClassVar[str]
     arch_zoo: ClassVar[dict[str, dict[str, Any]]]
     official_layout: ClassVar[OfficialLayout]
@@ -220,7 +227,48 @@ class Backbone(BaseModule, metaclass=ABCMeta):
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         self.resize_tables(state_dict, prefix)
+        self.check_weights(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def check_weights(self, state_dict: Mapping[str, Tensor], prefix: str = '') -> None:
+        """Refuse the weights of another network. Every way to load a state dict calls this method.
+
+        PyTorch's ``load_state_dict`` tells its caller what is missing. mmengine's loader does not: what it loads must
+        be complete, unless ``partial_weights`` is set.
+
+        Raises:
+            RuntimeError: What is under the prefix is of another network, or not all that mmengine should have.
+        """
+        name = type(self).__name__
+        place = f"under '{prefix}'" if prefix else 'in this file'
+        weights = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+        if not weights:
+            print_log(f'{name} keeps its weights: there are none {place}', 'current', logging.WARNING)
+        elif self.official_layout.mmvit_landmark not in weights and (whose := self._whose(weights)):
+            raise RuntimeError(
+                f'The weights {place} are not of this {name}: they are those of {whose}. Give a file of {name}, or '
+                f'build the model that the file is of.'
+            )
+        elif (
+            not self.partial_weights
+            and is_loaded_by_mmengine()
+            and (shortfall := describe_shortfall(weights, self.state_dict(), self.official_layout))
+        ):
+            raise RuntimeError(
+                f'The weights {place} do not fill this {name} ({self.arch}): they are those of '
+                f'{self._whose(weights) or "a part of it"}. Give a file of this arch. To load what fits, set '
+                f"default_hooks.check_setup = dict(type='mmvit.CheckSetupHook', partial_weights=True) in the config, "
+                f"or call PyTorch's load_state_dict(weights, strict=False). {shortfall}"
+            )
+
+    def _whose(self, weights: Mapping[str, Tensor]) -> str:
+        """What a state dict holds, as far as mmvit knows; empty if it has names of this backbone and no landmark."""
+        from mmvit.models.families import recognise  # noqa: PLC0415  that imports this file
+
+        if found := recognise(weights):
+            return found
+        is_part = any(key in weights for key, _ in chain(self.named_parameters(), self.named_buffers()))
+        return '' if is_part else f'no backbone of mmvit ({describe_keys(weights)})'
 
     def resize_tables(self, weights: dict[str, Tensor], prefix: str = '') -> None:
         """Resize weights whose shape depends on the training size to this model's, in place. By default there are none.
@@ -250,7 +298,7 @@ class Backbone(BaseModule, metaclass=ABCMeta):
             if cls.official_layout.mmvit_landmark in weights:
                 return ConvertedWeights(None, weights)
             weights = cls.official_layout.rename(weights)
-            return ConvertedWeights(recognise_arch(weights, _zoo_weights(cls), cls.official_layout), weights)
+            return ConvertedWeights(recognise_arch(weights, zoo_weights(cls), cls.official_layout), weights)
         except ValueError as error:
             raise ValueError(f'not an official {cls.__name__} checkpoint: {error}') from None
 
@@ -333,8 +381,16 @@ def no_autocast(x: Tensor) -> torch.autocast:
     return torch.autocast('cpu' if x.is_meta else x.device.type, enabled=False)  # it refuses the device 'meta'
 
 
+def is_loaded_by_mmengine() -> bool:
+    """Whether mmengine's ``load_state_dict`` loads now: it logs what does not fit, and goes on."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not mmengine_load_state_dict.__code__:
+        frame = frame.f_back
+    return frame is not None
+
+
 @cache
-def _zoo_weights(cls: Any) -> dict[str, dict[str, Tensor]]:
+def zoo_weights(cls: Any) -> dict[str, dict[str, Tensor]]:
     """The state dict of each arch of a family, on the meta device."""
     with torch.device('meta'):
         return {arch: cls(arch).state_dict() for arch in cls.arch_zoo}

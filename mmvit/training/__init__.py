@@ -1,12 +1,13 @@
-"""Hooks that let a training survive: kills, full disks, signals, losses that are not finite.
+"""Hooks that let a training survive: kills, full disks, signals, losses that are not finite, and a wrong start.
 
-Every recipe has all four (``configs/_base_/training_hooks.py``). A config over other bases takes them so::
+Every recipe has all five (``configs/_base_/training_hooks.py``). A config over other bases takes them so::
 
     default_hooks = dict(
         checkpoint=dict(type='mmvit.AtomicCheckpointHook'),
         finite_loss=dict(type='mmvit.FiniteLossHook'),
         random_states=dict(type='mmvit.RandomStatesHook'),
         interrupt=dict(type='mmvit.InterruptHook'),
+        check_setup=dict(type='mmvit.CheckSetupHook'),
     )
 """
 
@@ -14,5 +15,6 @@ from mmvit.training.checkpoints import AtomicCheckpointHook
 from mmvit.training.finite import FiniteLossHook
 from mmvit.training.interruption import InterruptHook
 from mmvit.training.random_states import RandomStatesHook
+from mmvit.training.setup import CheckSetupHook
 
-__all__ = ['AtomicCheckpointHook', 'FiniteLossHook', 'InterruptHook', 'RandomStatesHook']
+__all__ = ['AtomicCheckpointHook', 'CheckSetupHook', 'FiniteLossHook', 'InterruptHook', 'RandomStatesHook']

@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 from pooch.utils import unique_file_name
 
+from mmvit.checkpoints.array_pickles import RefusedPickleError, read_array_pickle
 from mmvit.compat import safe_globals
 
 TIMEOUT = 30  # seconds that a server may take to answer, or to send more data
@@ -29,11 +30,12 @@ if not CONFIGS.is_dir():
 
 
 def read_checkpoint(source: str, sha256: str | None = None) -> Mapping[str, Any]:
-    """Load a file on the CPU. Only tensors and plain containers are accepted.
+    """Load a file on the CPU. Only tensors, NumPy arrays and plain containers are accepted.
 
     Args:
-        source: Path or http(s) address of a ``.safetensors`` file, or of a file of any name that ``torch.save`` wrote.
-            Downloads are kept in the folder of torch.hub (set ``TORCH_HOME`` to move it), one file per address.
+        source: Path or http(s) address of a ``.safetensors`` file, of detectron2's ``.pkl`` with NumPy arrays, or of a
+            file of any name that ``torch.save`` wrote. Downloads are kept in the folder of torch.hub (set
+            ``TORCH_HOME`` to move it), one file per address.
         sha256: Expected sha256 of the file. The default is the one that a metafile gives for the address, or else the
             first 8 digits if the file's name ends in them (``name-0123abcd.pth``).
 
@@ -115,8 +117,11 @@ def _loaded(path: Path) -> Mapping[str, Any]:
         if path.suffix == '.safetensors':
             return safetensors.torch.load_file(path)
         _refuse_programs(path)
-        with safe_globals([Namespace]):  # training programs store their arguments in one
-            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        if path.suffix == '.pkl' and not zipfile.is_zipfile(path):
+            checkpoint = read_array_pickle(path)
+        else:
+            with safe_globals([Namespace]):  # training programs store their arguments in one
+                checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except _BadFileError:
         raise
     except Exception as error:  # broken files raise errors of many types
@@ -149,7 +154,7 @@ def _diagnosis(path: Path, error: Exception) -> str:
             'is a web page and not a checkpoint: its address is dead or asks for a password. Open the address in a '
             'browser, download the file and give its path.'
         )
-    refused = _refused_object(path, start, str(error)) if isinstance(error, UnpicklingError) else None
+    refused = _refused_object(path, start, error)
     if refused == 'argparse.Namespace':
         return (
             f"holds its training program's arguments (argparse.Namespace), which PyTorch reads safely since 2.5 and "
@@ -164,9 +169,12 @@ def _diagnosis(path: Path, error: Exception) -> str:
     return f'is not a whole checkpoint ({type(error).__name__}: {str(error).split(". ")[0]}): fetch it again.'
 
 
-def _refused_object(path: Path, start: bytes, message: str) -> str | None:
-    """The object in a pickle that torch refuses; None if the file is not a pickle."""
-    if 'unexpected EOF' in message:
+def _refused_object(path: Path, start: bytes, error: Exception) -> str | None:
+    """The object in a pickle that is refused; None if the file is not a pickle."""
+    message = str(error)
+    if isinstance(error, RefusedPickleError):
+        return message
+    if not isinstance(error, UnpicklingError) or 'unexpected EOF' in message:
         return None
     if function := re.search(r'(?:GLOBAL|Unsupported class) ([\w.]+)', message):
         return function[1]

@@ -1,8 +1,9 @@
-# What detectron2 does in testing and mmdet by default does not, for detectors that were trained there and converted
+# What detectron2's models do and mmdet's by default do not, for detectors that were trained there and converted
 # (tools/convert_checkpoint.py). Two bases may not both define a model, so a leaf picks from here what it needs.
 
 # A box may shrink without bound; growth is bounded in both (by 1000/16).
 detectron2_deltas = dict(add_ctr_clamp=True, ctr_clamp=10**6)
+detectron2_rpn = dict(type='mmvit.detectron2.RPNHead', bbox_coder=detectron2_deltas)  # ranks logits
 detectron2_retinanet = dict(
     neck=dict(relu_before_extra_convs=True),  # before P7
     bbox_head=dict(
@@ -13,11 +14,11 @@ detectron2_retinanet = dict(
     ),
 )
 detectron2_maskrcnn = dict(
-    rpn_head=dict(bbox_coder=detectron2_deltas),
+    rpn_head=detectron2_rpn,
     roi_head=dict(bbox_head=dict(type='mmvit.detectron2.Shared2FCBBoxHead', bbox_coder=detectron2_deltas)),
 )
 detectron2_cascade = dict(
-    rpn_head=dict(bbox_coder=detectron2_deltas),
+    rpn_head=detectron2_rpn,
     roi_head=dict(
         type='mmvit.detectron2.CascadeRoIHead',  # averages probabilities, not logits
         bbox_head=[

@@ -178,12 +178,11 @@ def _box_head(detectron2: str, mmdet: str) -> list[tuple[str, str]]:
     ]
 
 
-def _mask_head(mmdet: str) -> list[tuple[str, str]]:
-    return [
-        ('roi_heads.mask_head.mask_fcn#+1.', f'roi_head.mask_head{mmdet}.convs.#.conv.'),
-        ('roi_heads.mask_head.deconv.', f'roi_head.mask_head{mmdet}.upsample.'),
-        ('roi_heads.mask_head.predictor.', f'roi_head.mask_head{mmdet}.conv_logits.'),
-    ]
+_MASK_HEAD = [
+    ('roi_heads.mask_head.mask_fcn#+1.', 'roi_head.mask_head.convs.#.conv.'),
+    ('roi_heads.mask_head.deconv.', 'roi_head.mask_head.upsample.'),
+    ('roi_heads.mask_head.predictor.', 'roi_head.mask_head.conv_logits.'),
+]
 
 
 CLASSIFIER = OfficialModel('a classifier', model='', method='', landmark='', renames=())
@@ -208,7 +207,7 @@ OFFICIAL_MODELS = [
         model='MaskRCNN',
         method='maskrcnn',
         landmark='roi_heads.box_predictor.cls_score.weight',
-        renames=[*_fpn(2), *_RPN, *_box_head('', ''), *_mask_head('')],
+        renames=[*_fpn(2), *_RPN, *_box_head('', ''), *_MASK_HEAD],
         from_detectron2=True,
     ),
     OfficialModel(
@@ -216,13 +215,7 @@ OFFICIAL_MODELS = [
         model='CascadeRCNN',
         method='cascade_maskrcnn',
         landmark='roi_heads.box_predictor.0.cls_score.weight',
-        renames=[
-            *_fpn(2),
-            *_RPN,
-            *_box_head('.#', '.#'),
-            # detectron2 has one mask head. mmdet has three, and averages their predictions.
-            *(rename for stage in range(3) for rename in _mask_head(f'.{stage}')),
-        ],
+        renames=[*_fpn(2), *_RPN, *_box_head('.#', '.#'), *_MASK_HEAD],
         from_detectron2=True,
     ),
     OfficialModel(

@@ -1,4 +1,4 @@
-"""What detectron2 does and no option of mmdet's says, for detectors that were trained there.
+"""What detectron2 does in training and testing and no option of mmdet's says, for detectors that were trained there.
 
 Configs name these classes by their place (``type='mmvit.detectron2.RetinaHead'``), not by a registry: the registry's
 modules must be importable without mmdet.
@@ -17,7 +17,10 @@ from mmdet.models.dense_heads import RetinaHead as _RetinaHead
 from mmdet.models.dense_heads import RPNHead as _RPNHead
 from mmdet.models.roi_heads import CascadeRoIHead as _CascadeRoIHead
 from mmdet.models.roi_heads import Shared2FCBBoxHead as _Shared2FCBBoxHead
-from mmdet.structures.bbox import scale_boxes
+from mmdet.models.roi_heads import StandardRoIHead as _StandardRoIHead
+from mmdet.models.task_modules import AssignResult
+from mmdet.models.task_modules import MaxIoUAssigner as _MaxIoUAssigner
+from mmdet.structures.bbox import bbox2roi, scale_boxes
 from mmengine.structures import InstanceData
 from torch import Tensor
 
@@ -80,8 +83,38 @@ def shortest_edge_size(
     return new_height, new_width
 
 
-class RPNHead(_RPNHead):
-    """Ranks proposals by their logits, where mmdet ranks float32 sigmoids, which tie where logits are large."""
+class MaxIoUAssigner(_MaxIoUAssigner):
+    """Gives every positive box the object that it overlaps most.
+
+    Where a box is the best that there is for another object, mmdet gives it that one.
+    """
+
+    def assign_wrt_overlaps(self, overlaps: Tensor, gt_labels: Tensor) -> AssignResult:
+        result = super().assign_wrt_overlaps(overlaps, gt_labels)
+        positive = result.gt_inds > 0
+        if positive.any():
+            nearest = overlaps.argmax(0)[positive]
+            result.gt_inds[positive], result.labels[positive] = nearest + 1, gt_labels[nearest]
+        return result
+
+
+class EveryAnchor:
+    """A head that trains with the anchors on an image's padding too, where mmdet leaves some out."""
+
+    def get_anchors(self, *args: Any, **kwargs: Any) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+        anchors, flags = super().get_anchors(*args, **kwargs)  # type: ignore[misc]
+        return anchors, [[torch.ones_like(flag) for flag in levels] for levels in flags]
+
+
+class RPNHead(EveryAnchor, _RPNHead):
+    """Ranks proposals by their logits, where mmdet ranks float32 sigmoids, which tie where logits are large.
+
+    Its losses are divided by the number of anchors that are sampled if there are enough.
+    """
+
+    def get_targets(self, anchor_list: list, *args: Any, **kwargs: Any) -> tuple:
+        *targets, _ = super().get_targets(anchor_list, *args, **kwargs)
+        return *targets, self.train_cfg.sampler.num * len(anchor_list)
 
     def _predict_by_feat_single(
         self,
@@ -110,11 +143,21 @@ class RPNHead(_RPNHead):
         return in_original_image(found, img_meta) if rescale else found
 
 
-class RetinaHead(_RetinaHead):
+class RetinaHead(EveryAnchor, _RetinaHead):
     """Clips the boxes that it returns to the image, and drops empty ones, after NMS.
 
-    mmdet clips before NMS, which ``bbox_coder=dict(clip_border=False)`` switches off.
+    mmdet clips before NMS, which ``bbox_coder=dict(clip_border=False)`` switches off. Losses are divided by a moving
+    average of the number of positive anchors, which begins at 100 in every process, also of a resumed training.
     """
+
+    positives = 100.0
+    momentum = 0.9
+
+    def get_targets(self, *args: Any, **kwargs: Any) -> tuple:
+        labels, *others, _ = super().get_targets(*args, **kwargs)
+        found = sum(int((level < self.num_classes).sum()) for level in labels)
+        self.positives = self.momentum * self.positives + (1 - self.momentum) * max(found, 1)
+        return labels, *others, self.positives
 
     def _bbox_post_process(self, results, cfg, rescale=False, with_nms=True, img_meta=None) -> InstanceData:
         if not with_nms:
@@ -124,7 +167,17 @@ class RetinaHead(_RetinaHead):
 
 
 class Shared2FCBBoxHead(_Shared2FCBBoxHead):
-    """Drops overlapping boxes of a class as detectron2 does, and empty boxes after that."""
+    """Drops overlapping boxes of a class as detectron2 does, and empty boxes after that.
+
+    In a cascade's training, the next stage gets all boxes of this one, those from the objects' own boxes too, except
+    empty ones.
+    """
+
+    def refine_bboxes(self, sampling_results: list, bbox_results: dict, batch_img_metas: list) -> list | None:
+        for result in sampling_results:
+            result.pos_is_gt = torch.zeros_like(result.pos_is_gt)
+        refined = super().refine_bboxes(sampling_results, bbox_results, batch_img_metas)
+        return refined and [without_empty_boxes(boxes) for boxes in refined]
 
     def _predict_by_feat_single(
         self,
@@ -147,18 +200,43 @@ class Shared2FCBBoxHead(_Shared2FCBBoxHead):
 
 
 class CascadeRoIHead(_CascadeRoIHead):
-    """Averages the class probabilities of its stages, where mmdet averages their logits."""
+    """Averages the class probabilities of its stages, where mmdet averages their logits.
 
-    def _refine_roi(self, *args, **kwargs) -> tuple:
+    There is one mask head, which is trained with the first stage's regions. What a box head sends back to the pooled
+    features is divided by the number of stages.
+    """
+
+    init_mask_head = _StandardRoIHead.init_mask_head
+    _mask_forward = _StandardRoIHead._mask_forward
+    predict_mask = _StandardRoIHead.predict_mask
+
+    def mask_loss(self, stage: int, x: tuple[Tensor, ...], sampling_results: list, batch_gt_instances: list) -> dict:
+        if stage:
+            return {'loss_mask': {}}
+        predictions = self._mask_forward(x, bbox2roi([result.pos_priors for result in sampling_results]))['mask_preds']
+        return self.mask_head.loss_and_target(predictions, sampling_results, batch_gt_instances, self.train_cfg[0])
+
+    def forward(self, x: tuple[Tensor, ...], rpn_results_list: list, batch_data_samples: list) -> tuple:
+        proposals = [results.bboxes for results in rpn_results_list]
+        numbers = tuple(len(boxes) for boxes in proposals)
+        metas = [sample.metainfo for sample in batch_data_samples]
+        rois, scores, deltas = self._refine_roi(x, bbox2roi(proposals), metas, numbers)
+        return scores, deltas, self._mask_forward(x, torch.cat(rois))['mask_preds'].sigmoid().split(numbers)
+
+    def _refine_roi(self, *args: Any, **kwargs: Any) -> tuple:
         rois, probabilities, deltas = super()._refine_roi(*args, **kwargs)
         # The last stage's head takes the softmax of what it gets: that of log(p) is p, as p sums to 1.
         return rois, [p.log() for p in probabilities], deltas
 
     def _bbox_forward(self, stage: int, x: tuple[Tensor, ...], rois: Tensor) -> dict:
-        results = super()._bbox_forward(stage, x, rois)
+        extractor = self.bbox_roi_extractor[stage]
+        features = extractor(x[: extractor.num_inputs], rois)
+        if features.requires_grad:
+            features.register_hook(lambda gradient: gradient / self.num_stages)
+        scores, deltas = self.bbox_head[stage](features)
         if not self.training:
-            results['cls_score'] = results['cls_score'].softmax(-1)
-        return results
+            scores = scores.softmax(-1)
+        return {'cls_score': scores, 'bbox_pred': deltas, 'bbox_feats': features}
 
 
 def without_overlapping_boxes(results: InstanceData, cfg: Any) -> InstanceData:

@@ -123,8 +123,8 @@ PAIRS = {
         'roi_heads.box_head.1.fc2.weight': 'roi_head.bbox_head.1.shared_fcs.1.weight',
         'roi_heads.box_predictor.2.cls_score.bias': 'roi_head.bbox_head.2.fc_cls.bias',
         'roi_heads.box_predictor.0.bbox_pred.weight': 'roi_head.bbox_head.0.fc_reg.weight',
-        'roi_heads.mask_head.mask_fcn1.bias': 'roi_head.mask_head.0.convs.0.conv.bias',
-        'roi_heads.mask_head.predictor.weight': 'roi_head.mask_head.2.conv_logits.weight',
+        'roi_heads.mask_head.mask_fcn1.bias': 'roi_head.mask_head.convs.0.conv.bias',
+        'roi_heads.mask_head.predictor.weight': 'roi_head.mask_head.conv_logits.weight',
     },
     'upernet': {
         'decode_head.psp_modules.3.1.conv.weight': 'decode_head.psp_modules.3.1.conv.weight',

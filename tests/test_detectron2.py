@@ -26,24 +26,21 @@ from mmvit.detectron2 import shortest_edge_size
 LEAVES = sorted(path.stem for path in Path('configs').glob('*_d2.py'))
 # What a leaf changes of the config that it is named after.
 DELTAS = {'add_ctr_clamp', 'ctr_clamp'}
-RPN = {'model.rpn_head.type', *(f'model.rpn_head.bbox_coder.{key}' for key in DELTAS)}
+ASSIGNER = {f'model.train_cfg.rpn.assigner.{key}' for key in ('type', 'min_pos_iou')}
+RPN = {'model.rpn_head.type', *ASSIGNER, *(f'model.rpn_head.bbox_coder.{key}' for key in DELTAS)}
 BOX_DELTAS = {f'bbox_coder.{key}' for key in DELTAS}
 NORM = {f'model.data_preprocessor.{key}.{i}' for key in ('mean', 'std') for i in (0, 2)}
 CHANGES = {
     'retinanet': {
         'model.neck.relu_before_extra_convs',
+        'model.train_cfg.assigner.type',
         *(
             f'model.bbox_head.{key}'
             for key in ('type', 'anchor_generator.scale_major', 'bbox_coder.clip_border', *BOX_DELTAS)
         ),
     },
     'maskrcnn': RPN | {f'model.roi_head.bbox_head.{key}' for key in ('type', *BOX_DELTAS)},
-    'cascade': {
-        *RPN,
-        'model.roi_head.type',
-        *(f'model.roi_head.bbox_head.{i}.{key}' for i in range(3) for key in ('type', *BOX_DELTAS)),
-        *(f'model.roi_head.bbox_head.2.bbox_coder.target_stds.{i}' for i in range(4)),
-    },
+    'cascade': RPN,
 }
 
 
@@ -124,7 +121,10 @@ def test_there_is_a_leaf_for_every_official_detector():
         for arch in archs
         for schedule in ('', '_3x')  # which test at different sizes
     }
-    assert set(LEAVES) == mpvit | regionvit | {'cascade_maskrcnn_mpvit_s_d2'}
+    assert set(LEAVES) == mpvit | regionvit | {
+        'cascade_maskrcnn_mpvit_s_d2',
+        'cascade_maskrcnn_mpvit_b_3x_d2',
+    }
 
 
 @pytest.mark.parametrize(('short', 'long'), [(672, 1120), (896, 1344), (800, 1333)])

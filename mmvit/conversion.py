@@ -5,19 +5,22 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import Tensor, nn
 
-from mmvit.checkpoints.files import read_checkpoint
+from mmvit.checkpoints.files import CONFIGS, read_checkpoint
 from mmvit.checkpoints.layouts import as_tensors, describe_keys, find_weights, new_names
 from mmvit.checkpoints.loading import describe_mismatch
 from mmvit.checkpoints.writing import WRITERS, write_checkpoint
@@ -25,19 +28,22 @@ from mmvit.models.base import Backbone
 from mmvit.models.families import FAMILIES
 
 
-def convert_checkpoint(source: str, config: str, out: str) -> tuple[Path, str]:
+def convert_checkpoint(source: str, config: str | None, out: str, weights: str | None = None) -> tuple[Path, str]:
     """Convert an official file for the model of a config, and write it completely or not at all.
 
     Args:
         source: Path or http(s) address of the official file: of a detector (detectron2), a segmenter (mmseg 0.x) or a
             classifier.
-        config: Path of a config with the same network. Of a classifier's file only the backbone is converted, for
+        config: Path of a config with the same network. None: the config of this package that fits the file, where the
+            file and its name tell which. Of a classifier's file only the backbone is converted, for
             ``init_cfg=dict(type='Pretrained', checkpoint=...)`` of the config's backbone.
         out: Path to write to, ending in ``.pth`` or ``.safetensors``. ``-`` and the first 8 digits of the file's
             sha256 are inserted before the suffix.
+        weights: The entry of the file to take, such as ``model_ema``. Needed if it has several copies of the weights.
 
     Returns:
-        The path of the new file, and a summary: what was converted, what was left out, and why.
+        The path of the new file, and a summary: what was converted, what was left out, and why, and which config to
+        test the file with.
 
     Raises:
         FileNotFoundError: There is no such source.
@@ -46,19 +52,83 @@ def convert_checkpoint(source: str, config: str, out: str) -> tuple[Path, str]:
     """
     if Path(out).suffix not in WRITERS:
         raise ValueError(f'{out} must end in {" or ".join(WRITERS)}')
-    cfg = Config.fromfile(config)
     checkpoint = read_checkpoint(source)
     try:
-        official = recognise_checkpoint(checkpoint)
+        official = recognise_checkpoint(checkpoint, weights)
+        fitting = fitting_configs(official, source)
+        config, choice = choose_config(config, fitting)
     except ValueError as error:
         raise ValueError(f'{source}: {error}') from error
+    cfg = Config.fromfile(config)
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     try:
-        weights = converted_state_dict(official, MODELS.build(cfg.model))
+        converted = converted_state_dict(official, MODELS.build(cfg.model))
+        if RELEASED.search(unquote(source)) and len(fitting) == 1:
+            check_image_size(cfg, fitting[0])
     except ValueError as error:
         raise ValueError(f'{source} is {official}, and {config} does not fit it: {error}') from error
-    path = write_checkpoint({'meta': {'dataset_meta': dataset_meta(cfg)}, 'state_dict': weights}, Path(out))
-    return path, f'{source} is {official}\n{official.summary()}\nwritten: {path}'
+    path = write_checkpoint({'meta': {'dataset_meta': dataset_meta(cfg)}, 'state_dict': converted}, Path(out))
+    lines = [f'{source} is {official}', official.summary(), f'config: {config} ({choice})']
+    if official.model is not CLASSIFIER:
+        lines.append(f'test with: mim test {cfg.default_scope} {config} --checkpoint {path}')
+    return path, '\n'.join([*lines, f'written: {path}'])
+
+
+def fitting_configs(official: OfficialCheckpoint, source: str) -> list[Path]:
+    """The configs of this package for testing an official file; none for a classifier.
+
+    RegionViT's detectors were tested at several image sizes, which only the names of the released files tell.
+    """
+    start = f'{official.model.method}_{official.family.family_name}_{short_arch(official.arch)}'
+    end = '_d2' if official.model.from_detectron2 else ''
+    variants = re.compile(rf'{start}(_896)?(_3x)?{end}')
+    configs = sorted(path for path in CONFIGS.glob(f'{start}*{end}.py') if variants.fullmatch(path.stem))
+    released = RELEASED.search(unquote(source))
+    if released is None or len(configs) == 1:
+        return configs
+    is_896, is_3x = 'dagger' in released[0], released[1] == '3x'
+    return [path for path in configs if ('_896' in path.stem, '_3x' in path.stem) == (is_896, is_3x)]
+
+
+def short_arch(arch: str) -> str:
+    """The name of an arch in the names of configs: ``small_w14`` is ``s_w14``."""
+    size, *rest = arch.split('_')
+    return '_'.join([{'tiny': 't', 'xsmall': 'xs', 'small': 's', 'base': 'b'}.get(size, size), *rest])
+
+
+def choose_config(given: str | None, fitting: Sequence[Path]) -> tuple[str, str]:
+    """The config to use, and why, in words.
+
+    Raises:
+        ValueError: None is given, and not exactly one fits.
+    """
+    names = ', '.join(path.name for path in fitting)
+    if given is None and len(fitting) == 1:
+        return os.path.relpath(fitting[0]), 'the one that fits this file'
+    if given is None:
+        one_of = f'its name does not tell which of {names} fits it' if fitting else 'no config of mmvit is made for it'
+        raise ValueError(f'{one_of}: say which with --config')
+    if len(fitting) > 1:
+        return given, f"as given: the file's name does not tell which of {names} fits it"
+    return given, 'as given'
+
+
+def check_image_size(cfg: Config, fitting: Path) -> None:
+    """Raise ValueError if a config tests at another image size than the one that fits the file."""
+    wanted, found = image_size(Config.fromfile(fitting)), image_size(cfg)
+    if found != wanted:
+        raise ValueError(f'it tests at {found}, and this file needs {wanted}: give {fitting.name}, or one over it')
+
+
+def image_size(cfg: Config) -> str:
+    """The image size that a config tests at, in words."""
+    loader = cfg.get('test_dataloader') or {}
+    pipeline = loader.get('dataset', {}).get('pipeline', [])
+    step = next((step for step in pipeline if step['type'].endswith('Resize')), None)
+    if step is None:
+        return 'an unknown size'
+    short, long = sorted(step['scale'])
+    return f'a short side of {short}, at most {long}' if step.get('keep_ratio') else f'exactly {short}x{long}'
 
 
 @dataclass(frozen=True)
@@ -68,6 +138,7 @@ class OfficialModel:
     Args:
         description: The kind in words, for messages.
         model: Class name of the same model in mmdet or mmseg.
+        method: Its name in the names of configs.
         landmark: A key that only files of this kind have.
         renames: Pairs of key prefixes (official, OpenMMLab), see ``new_names``. If an official prefix has several
             pairs, the weight is copied.
@@ -76,6 +147,7 @@ class OfficialModel:
 
     description: str
     model: str
+    method: str
     landmark: str
     renames: Sequence[tuple[str, str]]
     from_detectron2: bool = False
@@ -106,19 +178,19 @@ def _box_head(detectron2: str, mmdet: str) -> list[tuple[str, str]]:
     ]
 
 
-def _mask_head(mmdet: str) -> list[tuple[str, str]]:
-    return [
-        ('roi_heads.mask_head.mask_fcn#+1.', f'roi_head.mask_head{mmdet}.convs.#.conv.'),
-        ('roi_heads.mask_head.deconv.', f'roi_head.mask_head{mmdet}.upsample.'),
-        ('roi_heads.mask_head.predictor.', f'roi_head.mask_head{mmdet}.conv_logits.'),
-    ]
+_MASK_HEAD = [
+    ('roi_heads.mask_head.mask_fcn#+1.', 'roi_head.mask_head.convs.#.conv.'),
+    ('roi_heads.mask_head.deconv.', 'roi_head.mask_head.upsample.'),
+    ('roi_heads.mask_head.predictor.', 'roi_head.mask_head.conv_logits.'),
+]
 
 
-CLASSIFIER = OfficialModel('a classifier', model='', landmark='', renames=())
+CLASSIFIER = OfficialModel('a classifier', model='', method='', landmark='', renames=())
 OFFICIAL_MODELS = [
     OfficialModel(
         'a detectron2 RetinaNet',
         model='RetinaNet',
+        method='retinanet',
         landmark='head.cls_score.weight',
         renames=[
             *_fpn(3),
@@ -133,31 +205,30 @@ OFFICIAL_MODELS = [
     OfficialModel(
         'a detectron2 Mask R-CNN',
         model='MaskRCNN',
+        method='maskrcnn',
         landmark='roi_heads.box_predictor.cls_score.weight',
-        renames=[*_fpn(2), *_RPN, *_box_head('', ''), *_mask_head('')],
+        renames=[*_fpn(2), *_RPN, *_box_head('', ''), *_MASK_HEAD],
         from_detectron2=True,
     ),
     OfficialModel(
         'a detectron2 Cascade Mask R-CNN',
         model='CascadeRCNN',
+        method='cascade_maskrcnn',
         landmark='roi_heads.box_predictor.0.cls_score.weight',
-        renames=[
-            *_fpn(2),
-            *_RPN,
-            *_box_head('.#', '.#'),
-            # detectron2 has one mask head. mmdet has three, and averages their predictions.
-            *(rename for stage in range(3) for rename in _mask_head(f'.{stage}')),
-        ],
+        renames=[*_fpn(2), *_RPN, *_box_head('.#', '.#'), *_MASK_HEAD],
         from_detectron2=True,
     ),
     OfficialModel(
         'an mmseg 0.x segmenter',
         model='EncoderDecoder',
+        method='upernet',
         landmark='decode_head.conv_seg.weight',
         renames=[('decode_head.', 'decode_head.'), ('auxiliary_head.', 'auxiliary_head.')],
     ),
 ]
 
+RELEASED = re.compile(r'_(1x|3x)_RegionViT-[^/]*$')  # names of detectors, at the end of a path or address
+AVERAGES = ('model_ema', 'ema_state', 'state_dict_ema')
 # Entries of a file other than the weights, by the reason why they are left out.
 OTHER_ENTRIES = {
     'the state of the training run': (
@@ -165,7 +236,7 @@ OTHER_ENTRIES = {
         'best_acc', 'max_accuracy', 'metric',
     ),
     'notes on the training run': ('meta', 'args', 'config', 'arch', 'version', '__author__', 'matching_heuristics'),
-    'another copy of the weights': ('model', 'state_dict', 'model_ema', 'state_dict_ema'),
+    'another copy of the weights': ('model', 'state_dict', *AVERAGES),
 }  # fmt: skip
 
 # Settings that older versions of detectron2 stored among the weights. check_settings compares them with the config.
@@ -185,6 +256,7 @@ class OfficialCheckpoint:
         weights: With the names of the OpenMMLab model; of a classifier's file, those of the backbone alone.
         settings: Settings of the model that the file stores among the weights, by their official names.
         left_out: Official keys that are not converted, by the reason.
+        added: Official keys that the file lacks and that were set to 0, by the reason.
     """
 
     family: type[Backbone]
@@ -193,6 +265,7 @@ class OfficialCheckpoint:
     weights: dict[str, Tensor]
     settings: dict[str, Tensor]
     left_out: dict[str, list[str]]
+    added: dict[str, list[str]]
 
     def __str__(self) -> str:
         return f"{self.model.description} with {self.family.__name__} '{self.arch}'"
@@ -202,17 +275,25 @@ class OfficialCheckpoint:
         tensors = Counter('backbone' if self.model is CLASSIFIER else model_part(name) for name in self.weights)
         mapped = [f'mapped to {part}: {count} tensors' for part, count in tensors.items()]
         left_out = [f'left out: {describe_keys(keys, 3)} ({reason})' for reason, keys in self.left_out.items() if keys]
-        return '\n'.join(mapped + left_out)
+        added = [f'set to 0: {describe_keys(keys, 3)} ({reason})' for reason, keys in self.added.items() if keys]
+        return '\n'.join(mapped + added + left_out)
 
 
-def recognise_checkpoint(checkpoint: Mapping[str, Any]) -> OfficialCheckpoint:
+def recognise_checkpoint(checkpoint: Mapping[str, Any], entry: str | None = None) -> OfficialCheckpoint:
     """Recognise a loaded official file by its keys, and convert its weights.
 
+    Args:
+        checkpoint: The file.
+        entry: The entry of the weights, if the file has several copies of them.
+
     Raises:
-        ValueError: The file has no official backbone, or has entries of unknown meaning.
+        ValueError: The file has no official backbone, has entries of unknown meaning, or weights that are not finite.
     """
-    weights = find_weights(checkpoint)
-    family, prefix = find_backbone(weights)
+    found = chosen_weights(checkpoint, entry)
+    family, prefix = find_backbone(found)
+    check_finite(found)
+    counters = batch_counters(found)
+    weights = {**found, **counters}
     arch, backbone = family.convert_official(weights)
     if arch is None:
         raise ValueError('not an official file: its backbone has the names of mmvit')
@@ -234,9 +315,42 @@ def recognise_checkpoint(checkpoint: Mapping[str, Any]) -> OfficialCheckpoint:
         left_out={
             'no backbone has a classifier': classifier,
             'settings, equal in the config': list(settings),
-            **({} if weights is checkpoint else explain_other_entries(checkpoint, weights)),
+            **({} if found is checkpoint else explain_other_entries(checkpoint, found)),
         },
+        added={'counters of batches, which only training uses, and which this file lacks': list(counters)},
     )
+
+
+def chosen_weights(checkpoint: Mapping[str, Any], entry: str | None) -> Mapping[str, Any]:
+    """The entry of a file that holds the weights.
+
+    Raises:
+        ValueError: It has none of that name; or no name is given, and it has averaged weights beside others.
+    """
+    copies = [key for key in ('model', 'state_dict', *AVERAGES) if isinstance(checkpoint.get(key), Mapping)]
+    if entry is None and len(copies) > 1 and any(key in AVERAGES for key in copies):
+        raise ValueError(f'it has weights under {" and ".join(copies)}: say which with --weights')
+    if entry is not None and entry not in copies:
+        raise ValueError(f'it has no weights under {entry}, but {" and ".join(copies) or "in the file itself"}')
+    return checkpoint[entry or copies[0]] if copies else find_weights(checkpoint)
+
+
+def check_finite(weights: Mapping[str, Any]) -> None:
+    """Raise ValueError if some weights are NaN or infinite."""
+    broken = [
+        key
+        for key, value in weights.items()
+        if isinstance(value, Tensor | np.ndarray) and not torch.as_tensor(value).isfinite().all()
+    ]
+    if broken:
+        raise ValueError(f'these weights are NaN or infinite; {describe_keys(broken)}')
+
+
+def batch_counters(weights: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The ``num_batches_tracked`` that batch norms lack, because they were frozen."""
+    norms = [key.removesuffix('running_mean') for key in weights if key.endswith('.running_mean')]
+    names = [f'{norm}num_batches_tracked' for norm in norms]
+    return {name: torch.tensor(0) for name in names if name not in weights}
 
 
 def find_backbone(weights: Mapping[str, Any]) -> tuple[type[Backbone], str]:
@@ -326,13 +440,18 @@ def check_model(official: OfficialCheckpoint, model: nn.Module) -> None:
         raise ValueError(f'its backbone is a {type(backbone).__name__}; {wanted}')
     if backbone.arch != family.resolve_arch(official.arch):
         raise ValueError(f'its backbone is of another arch; {wanted}')
-    if kind.from_detectron2 and not any(type(module).__module__ == 'mmvit.detectron2' for module in model.modules()):
+    if kind.from_detectron2 and type(first_head(model)).__module__ != 'mmvit.detectron2':
         raise ValueError("it tests in mmdet's ways, and these weights need detectron2's: give its _d2 config")
+
+
+def first_head(model: Any) -> Any:
+    """The head of a detector that works on its maps."""
+    return model.rpn_head if hasattr(model, 'rpn_head') else getattr(model, 'bbox_head', None)
 
 
 def check_settings(official: OfficialCheckpoint, model: Any) -> None:
     """Raise ValueError if the file has another normalisation or other anchors than the config."""
-    head: Any = model.rpn_head if hasattr(model, 'rpn_head') else getattr(model, 'bbox_head', None)
+    head = first_head(model)
     for key, found in official.settings.items():
         if key in NORMALISATION:
             place = f'model.data_preprocessor.{NORMALISATION[key]}'

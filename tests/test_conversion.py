@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pickle
 import sys
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,15 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmseg.apis import inference_model, init_model
 
-from mmvit.conversion import convert_checkpoint, recognise_model, rename_heads
+from mmvit.conversion import (
+    OFFICIAL_MODELS,
+    OfficialCheckpoint,
+    convert_checkpoint,
+    fitting_configs,
+    recognise_checkpoint,
+    recognise_model,
+    rename_heads,
+)
 
 MPVIT, _, REGIONVIT = FAMILIES
 TINY = (96, 176, 216, 216)  # channels of MPViT-T
@@ -114,8 +123,8 @@ PAIRS = {
         'roi_heads.box_head.1.fc2.weight': 'roi_head.bbox_head.1.shared_fcs.1.weight',
         'roi_heads.box_predictor.2.cls_score.bias': 'roi_head.bbox_head.2.fc_cls.bias',
         'roi_heads.box_predictor.0.bbox_pred.weight': 'roi_head.bbox_head.0.fc_reg.weight',
-        'roi_heads.mask_head.mask_fcn1.bias': 'roi_head.mask_head.0.convs.0.conv.bias',
-        'roi_heads.mask_head.predictor.weight': 'roi_head.mask_head.2.conv_logits.weight',
+        'roi_heads.mask_head.mask_fcn1.bias': 'roi_head.mask_head.convs.0.conv.bias',
+        'roi_heads.mask_head.predictor.weight': 'roi_head.mask_head.conv_logits.weight',
     },
     'upernet': {
         'decode_head.psp_modules.3.1.conv.weight': 'decode_head.psp_modules.3.1.conv.weight',
@@ -195,7 +204,7 @@ def convert(*arguments):
 @pytest.mark.parametrize('kind', ['retinanet', 'maskrcnn', 'cascade'])
 def test_a_detectron2_detector_predicts(kind, config, source, tmp_path):
     file = source(kind, optimizer={}, iteration=90000)
-    path, said = convert(file, '--config', config(kind), '-o', tmp_path / 'new.pth')
+    path, said = convert(file, '--config', config(kind), '-o', tmp_path / 'new.pth', '--weights', 'model')
     assert 'mapped to backbone: ' in said
     assert 'left out: 2 keys: optimizer, iteration (the state of the training run)' in said
     weights = torch.load(path, weights_only=True)['state_dict']
@@ -246,6 +255,8 @@ def test_mim_test_takes_the_file(suffix, digits, tmp_path):
     config.write_text(
         f"_base_ = ['{CONFIGS}/maskrcnn_mpvit_t_digits.py', '{CONFIGS}/_base_/detectron2.py']\n"
         'model = _base_.detectron2_maskrcnn\n'
+        "_base_.test_pipeline[1].update(type='mmvit.detectron2.Resize', backend='pillow')\n"
+        'test_dataloader = dict(dataset=dict(pipeline=_base_.test_pipeline))\n'
     )
     layout = official_heads.detectron2_maskrcnn(TINY, width=64, hidden=256, classes=10, mask_convs=2)
     heads = reference_inputs.official_state_dict(layout, seed=0)
@@ -261,6 +272,111 @@ def test_mim_test_takes_the_file(suffix, digits, tmp_path):
     assert 'unexpected key' not in said
     scores = json.loads(next((tmp_path / 'run').glob('2*/2*.json')).read_text())
     assert 0 <= scores['coco/bbox_mAP'] <= 1
+
+
+@cache
+def regionvit_weights():
+    """The weights of an official RetinaNet with RegionViT-S."""
+    backbone = {k: v for k, v in REGIONVIT.official('small+det_norm').items() if not k.startswith(('head', 'norm.'))}
+    heads = reference_inputs.official_state_dict(official_heads.detectron2_retinanet((192, 384, 768)), seed=0)
+    return {f'backbone.bottom_up.model.{k}': v.numpy() for k, v in backbone.items()} | heads
+
+
+@pytest.fixture
+def named(tmp_path):
+    """Writes the RetinaNet with RegionViT-S under a name."""
+
+    def write(name):
+        path = tmp_path / name
+        path.write_bytes(
+            pickle.dumps({'model': regionvit_weights(), '__author__': 'them', 'matching_heuristics': True})
+        )
+        return str(path)
+
+    return write
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('name', 'config', 'size'),
+    [
+        ('RetinaNet_1x_RegionViT-S.pkl', 'retinanet_regionvit_s_d2.py', 'exactly 672x1120'),
+        ('RetinaNet_3x_RegionViT-S.pkl', 'retinanet_regionvit_s_3x_d2.py', 'a short side of 672, at most 1120'),
+    ],
+)
+def test_a_released_name_tells_the_config(name, config, size, named, tmp_path, monkeypatch):
+    """From detectron2's pickle of NumPy arrays."""
+    path, said = convert_checkpoint(named(name), None, str(tmp_path / 'new.pth'))
+    assert f'config: configs/{config} (the one that fits this file)' in said
+    assert f'test with: mim test mmdet configs/{config} --checkpoint {path}' in said
+    assert 'left out: 2 keys: __author__, matching_heuristics' in said
+    weights = torch.load(path, weights_only=True)['state_dict']
+    official = regionvit_weights()
+    assert all((weights[own].numpy() == official[key]).all() for key, own in PAIRS['retinanet'].items())
+    other = 'retinanet_regionvit_s_d2' if '3x' in name else 'retinanet_regionvit_s_3x_d2'
+    with pytest.raises(ValueError, match=f'this file needs {size}: give {config}'):
+        convert_checkpoint(named(name), f'{CONFIGS}/{other}.py', str(tmp_path / 'new.pth'))
+
+
+@pytest.mark.slow
+def test_another_name_needs_a_config(named, tmp_path):
+    out = str(tmp_path / 'new.pth')
+    both = 'retinanet_regionvit_s_3x_d2.py, retinanet_regionvit_s_d2.py'
+    with pytest.raises(ValueError, match=f'which of {both} fits it: say which with --config'):
+        convert_checkpoint(named('mine.pkl'), None, out)
+    _, said = convert_checkpoint(named('mine.pkl'), f'{CONFIGS}/retinanet_regionvit_s_3x_d2.py', out)
+    assert f"retinanet_regionvit_s_3x_d2.py (as given: the file's name does not tell which of {both} fits it)" in said
+
+
+@pytest.mark.parametrize(
+    ('name', 'arch', 'method', 'expected'),
+    [
+        ('MaskRCNN_3x_RegionViT-B+peg_dagger.pth', 'base_w14_peg', 1, ['maskrcnn_regionvit_b_w14_peg_896_3x_d2']),
+        ('https://x.org/a/MaskRCNN_1x_RegionViT-B%2Bpeg_dagger.pth', 'base_w14_peg', 1, ['b_w14_peg_896_d2']),
+        ('RetinaNet_1x_RegionViT-B+peg.pth', 'base_w14_peg', 0, ['retinanet_regionvit_b_w14_peg_d2']),
+        ('RetinaNet_3x_RegionViT-S+.pth', 'small_w14', 0, ['retinanet_regionvit_s_w14_3x_d2']),
+        ('RetinaNet_3x_RegionViT-S/model.pth', 'small', 0, ['retinanet_regionvit_s_3x_d2', 'regionvit_s_d2']),
+    ],
+)
+def test_configs_of_the_released_files(name, arch, method, expected):
+    """The names, as the release writes them."""
+    official = OfficialCheckpoint(REGIONVIT.cls, arch, OFFICIAL_MODELS[method], {}, {}, {}, {})
+    found = [path.stem for path in fitting_configs(official, name)]
+    assert len(found) == len(expected)
+    assert all(stem.endswith(end) for stem, end in zip(found, expected, strict=True))
+
+
+@pytest.mark.slow
+def test_averaged_weights_beside_others(source, refused, tmp_path):
+    averaged = {key: value * 2 for key, value in official_weights('retinanet').items()}
+    refused('retinanet', None, 'weights under model and model_ema: say which with --weights', model_ema=averaged)
+    file = source('retinanet', ema_state=averaged)
+    out = str(tmp_path / 'new.pth')
+    with pytest.raises(ValueError, match='no weights under model_ema, but model and ema_state'):
+        convert_checkpoint(file, None, out, 'model_ema')
+    config = tmp_path / 'small.py'
+    config.write_text(f"_base_ = '{CONFIGS}/retinanet_mpvit_t_d2.py'\nmodel = dict({SMALL['retinanet'][1]})\n")
+    path, said = convert_checkpoint(file, str(config), out, 'ema_state')
+    assert 'left out: 1 keys: model (another copy of the weights)' in said
+    weights = torch.load(path, weights_only=True)['state_dict']
+    assert all(torch.equal(weights[own], averaged[key]) for key, own in PAIRS['retinanet'].items())
+
+
+@pytest.mark.slow
+def test_frozen_batch_norms_have_no_counters(source, config, tmp_path):
+    frozen = {key: None for key in official_weights('retinanet') if key.endswith('num_batches_tracked')}
+    path, said = convert_checkpoint(source('retinanet', frozen), config('retinanet'), str(tmp_path / 'new.pth'))
+    assert f'set to 0: {len(frozen)} keys' in said
+    weights = torch.load(path, weights_only=True)['state_dict']
+    counters = [value.item() for key, value in weights.items() if key.endswith('num_batches_tracked')]
+    assert counters == [0] * len(frozen)
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_weights_that_are_not_finite_are_refused(value):
+    weights = official_weights('retinanet') | {'head.cls_score.bias': torch.tensor([0, value] * 360)}
+    with pytest.raises(ValueError, match='NaN or infinite; 1 keys: head.cls_score.bias'):
+        recognise_checkpoint({'model': weights})
 
 
 @pytest.fixture

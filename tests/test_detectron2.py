@@ -12,38 +12,35 @@ import numpy as np
 import pytest
 import torch
 from mmcv.transforms import Compose
+from mmdet.registry import TRANSFORMS
 from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import HorizontalBoxes
+from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData
 from PIL import Image
 
+from mmvit.detectron2 import shortest_edge_size
+
 LEAVES = sorted(path.stem for path in Path('configs').glob('*_d2.py'))
 # What a leaf changes of the config that it is named after.
-PIPELINE = {
-    f'{where}.{i}.{key}'
-    for where in ('test_pipeline', 'val_dataloader.dataset.pipeline', 'test_dataloader.dataset.pipeline')
-    for i, key in enumerate(['imdecode_backend', 'backend'])
-}
 DELTAS = {'add_ctr_clamp', 'ctr_clamp'}
-RPN_DELTAS = {f'model.rpn_head.bbox_coder.{key}' for key in DELTAS}
+ASSIGNER = {f'model.train_cfg.rpn.assigner.{key}' for key in ('type', 'min_pos_iou')}
+RPN = {'model.rpn_head.type', *ASSIGNER, *(f'model.rpn_head.bbox_coder.{key}' for key in DELTAS)}
 BOX_DELTAS = {f'bbox_coder.{key}' for key in DELTAS}
 NORM = {f'model.data_preprocessor.{key}.{i}' for key in ('mean', 'std') for i in (0, 2)}
 CHANGES = {
     'retinanet': {
         'model.neck.relu_before_extra_convs',
+        'model.train_cfg.assigner.type',
         *(
             f'model.bbox_head.{key}'
             for key in ('type', 'anchor_generator.scale_major', 'bbox_coder.clip_border', *BOX_DELTAS)
         ),
     },
-    'maskrcnn': RPN_DELTAS | {f'model.roi_head.bbox_head.{key}' for key in ('type', *BOX_DELTAS)},
-    'cascade': {
-        *RPN_DELTAS,
-        'model.roi_head.type',
-        *(f'model.roi_head.bbox_head.{i}.{key}' for i in range(3) for key in ('type', *BOX_DELTAS)),
-        *(f'model.roi_head.bbox_head.2.bbox_coder.target_stds.{i}' for i in range(4)),
-    },
+    'maskrcnn': RPN | {f'model.roi_head.bbox_head.{key}' for key in ('type', *BOX_DELTAS)},
+    'cascade': RPN,
 }
 
 
@@ -112,14 +109,77 @@ def test_a_leaf_changes_what_differs_and_nothing_else(leaf):
     ours, normal = flat(dict(read(leaf))), flat(dict(read(leaf.removesuffix('_d2'))))
     changed = {key for key in ours.keys() | normal.keys() if ours.get(key, '-') != normal.get(key, '-')}
     changed = {k for k in changed if not k.startswith(('detectron2_', 'regionvit_preprocessor')) and '_scope_' not in k}
-    assert changed == CHANGES[leaf.split('_')[0]] | PIPELINE | (NORM if 'regionvit' in leaf else set())
+    assert changed == CHANGES[leaf.split('_')[0]] | (NORM if 'regionvit' in leaf else set())
 
 
 def test_there_is_a_leaf_for_every_official_detector():
     mpvit = {f'{method}_mpvit_{arch}_d2' for method in ('retinanet', 'maskrcnn') for arch in ('t', 'xs', 's', 'b')}
     archs = ('s', 's_w14', 's_w14_peg', 'b', 'b_w14', 'b_w14_peg', 'b_w14_peg_896')
-    regionvit = {f'{method}_regionvit_{arch}_d2' for method in ('retinanet', 'maskrcnn') for arch in archs}
-    assert set(LEAVES) == mpvit | regionvit | {'cascade_maskrcnn_mpvit_s_d2'}
+    regionvit = {
+        f'{method}_regionvit_{arch}{schedule}_d2'
+        for method in ('retinanet', 'maskrcnn')
+        for arch in archs
+        for schedule in ('', '_3x')  # which test at different sizes
+    }
+    assert set(LEAVES) == mpvit | regionvit | {
+        'cascade_maskrcnn_mpvit_s_d2',
+        'cascade_maskrcnn_mpvit_b_3x_d2',
+    }
+
+
+@pytest.mark.parametrize(('short', 'long'), [(672, 1120), (896, 1344), (800, 1333)])
+def test_resized_size_of_every_image(short, long):
+    """As detectron2's ResizeShortestEdge computes it, for sides up to 1500."""
+    sides = np.arange(1, 1501)
+    height, width = shortest_edge_size(sides[:, None], sides[None], short, long)
+    for low in range(1, 1501):
+        scale = short / low
+        expected = []
+        for high in range(low, 1501):
+            side = scale * high
+            cap = long / side if side > long else 1.0
+            expected.append((int(short * cap + 0.5), int(side * cap + 0.5)))
+        found = zip(height[low - 1, low - 1 :].tolist(), width[low - 1, low - 1 :].tolist(), strict=True)
+        assert list(found) == expected
+    assert (height == width.T).all()  # the other half: portraits
+
+
+@pytest.mark.parametrize(
+    ('leaf', 'size', 'expected'),
+    [
+        ('maskrcnn_mpvit_s_d2', (480, 640), (800, 1067)),
+        ('maskrcnn_mpvit_s_d2', (612, 306), (1333, 667)),  # mmdet: 666
+        ('maskrcnn_regionvit_s_d2', (480, 640), (672, 1120)),
+        ('maskrcnn_regionvit_s_d2', (500, 500), (672, 1120)),
+        ('maskrcnn_regionvit_s_d2', (640, 427), (1120, 672)),
+        ('retinanet_regionvit_s_3x_d2', (480, 640), (672, 896)),
+        ('retinanet_regionvit_s_3x_d2', (106, 640), (185, 1120)),  # mmdet: 186
+        ('retinanet_regionvit_s_3x_d2', (640, 106), (1120, 185)),
+        ('maskrcnn_regionvit_b_w14_peg_896_d2', (375, 500), (896, 1344)),
+        ('maskrcnn_regionvit_b_w14_peg_896_d2', (500, 375), (1344, 896)),
+        ('maskrcnn_regionvit_b_w14_peg_896_3x_d2', (375, 500), (896, 1195)),
+        ('retinanet_regionvit_b_w14_peg_896_3x_d2', (205, 640), (430, 1344)),  # mmdet: 431
+    ],
+)
+def test_image_sizes_in_testing(leaf, size, expected):
+    """With the boxes and masks of an image."""
+    height, width = size
+    resize = read(leaf).test_dataloader.dataset.pipeline[1]
+    mask = np.zeros((1, *size), np.uint8)
+    mask[:, : height // 2] = 1
+    found = TRANSFORMS.build(resize)(
+        dict(
+            img=np.zeros((*size, 3), np.uint8),
+            gt_bboxes=HorizontalBoxes([[0.0, 0.0, width, height / 2]]),
+            gt_masks=BitmapMasks(mask, *size),
+            gt_seg_map=mask[0],
+        )
+    )
+    assert found['img'].shape[:2] == found['img_shape'] == found['gt_seg_map'].shape == expected
+    assert found['gt_masks'].masks.shape[1:] == expected
+    assert found['gt_masks'].masks[0].mean() == pytest.approx(0.5, abs=0.01)
+    np.testing.assert_allclose(found['gt_bboxes'].numpy(), [[0, 0, expected[1], expected[0] / 2]], rtol=1e-6)
+    assert found['scale_factor'] == (expected[1] / width, expected[0] / height)
 
 
 @pytest.mark.parametrize('leaf', ['retinanet_mpvit_t_d2', 'maskrcnn_mpvit_t_d2', 'cascade_maskrcnn_mpvit_s_d2'])
@@ -151,6 +211,54 @@ def test_rpn_anchor():
     assert x1 < 0  # is clipped
     assert y2 - y1 == pytest.approx(height * exp(-5))  # mmdet by default: not below 16/1000 of the anchor
     np.testing.assert_allclose(proposals.bboxes[0].numpy(), [0, y1, x2, y2], atol=1e-3)
+
+
+def test_rpn_ranks_logits_where_sigmoids_tie():
+    """1600 logits between 30 and 32, whose sigmoids are all 1 in float32; 1000 are kept, of boxes that are apart."""
+    head = heads('maskrcnn_mpvit_t_d2').rpn_head
+    sizes = [(40, 40), (20, 20), (10, 10), (5, 5), (3, 3)]
+    scores, deltas = maps(3, sizes, -20), maps(12, sizes, -6)
+    deltas[0].view(3, 4, 40, 40)[:, :2] = 0  # tiny boxes about the corners of pixels
+    logits = np.random.RandomState(0).permutation(1600).astype(np.float32) / 800 + 30
+    scores[0][0, 1] = torch.from_numpy(logits).view(40, 40)
+    (proposals,) = head.predict_by_feat(scores, deltas, batch_img_metas=[meta(160, 160)])
+    assert len(proposals) == 1000
+    inside = [i for i in np.argsort(-logits)[:1000] if i // 40 and i % 40]  # the others are cut at the border
+    centres = (proposals.bboxes[:, :2] + proposals.bboxes[:, 2:]) / 2
+    found = [(x, y) for x, y in centres.round().int().tolist() if x and y]
+    assert found == [(i % 40 * 4, i // 40 * 4) for i in inside]
+
+
+@pytest.mark.parametrize(('others', 'expected'), [(1, [4, 79, 79]), (1000, [4, 79])])
+def test_nms_goes_class_by_class_where_torchvision_does(others, expected):
+    """Two boxes of class 79 with an IoU of 0.5001. Shifted by 79 times 1121 pixels, float32 makes it 0.5.
+
+    torchvision shifts the boxes of up to 1000 candidates on a CPU.
+    """
+    head = heads('maskrcnn_mpvit_t_d2').roi_head.bbox_head
+    boxes = [[0, 0, 10, 10], [0, 0, 10, 5.001]] + [[0, 0, 1120, 672]] * others
+    labels = torch.tensor([79, 79] + [4] * others)
+    logits = torch.full((len(boxes), 81), -20.0)
+    logits[range(len(boxes)), labels] = torch.tensor([9.0, 8.0] + [7.0] * others)
+    regions = torch.cat([torch.zeros(len(boxes), 1), torch.tensor(boxes)], 1)
+    (found,) = head.predict_by_feat(
+        (regions,),
+        (logits,),
+        (torch.zeros(len(boxes), 320),),
+        [meta(672, 1120)],
+        rcnn_test_cfg=read('maskrcnn_mpvit_t_d2').model.test_cfg.rcnn,
+    )
+    assert sorted(found.labels.tolist()) == expected
+
+
+def test_soft_nms_is_refused():
+    head = heads('maskrcnn_mpvit_t_d2').roi_head.bbox_head
+    cfg = read('maskrcnn_mpvit_t_d2').model.test_cfg.rcnn.copy()
+    cfg.nms = dict(type='soft_nms', iou_threshold=0.5)
+    with pytest.raises(ValueError, match="not 'soft_nms'"):
+        head.predict_by_feat(
+            (torch.zeros(1, 5),), (torch.zeros(1, 81),), (torch.zeros(1, 320),), [meta(9, 9)], rcnn_test_cfg=cfg
+        )
 
 
 def test_retinanet_anchor_order():

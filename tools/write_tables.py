@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import yaml
+from mmengine.config import Config
 
 PAGES = [Path('README.md'), *sorted(Path('docs').glob('*.md'))]
 SIZES = ('Parameters (M)', 'FLOPs (G)')
@@ -85,14 +86,106 @@ def method(prefix: str, *metrics: str, schedules: tuple[str, ...] = ('1x', '3x')
     rows = [['config', *heads, *SIZE_HEADS]]
     index = models()
     for name in index:
-        if not name.startswith(f'{prefix}_') or name.endswith('_3x'):
+        if not name.startswith(f'{prefix}_') or name.removesuffix('_3x') in index.keys() - {name}:
             continue
+        none: dict = {'Metrics': {}}
         long = index.get(f'{name}_3x')
-        runs = [index[name], long or {'Metrics': {}}][: len(schedules)]
+        runs = [none, index[name]] if name.endswith('_3x') else [index[name], long or none][: len(schedules)]
         values = [[str(run['Metrics'].get(f'Published {metric}', '')) for metric in metrics] for run in runs]
-        cells = ['/'.join(filter(None, found)) for found in values]
+        cells = ['/'.join(value or '-' for value in found) if any(found) else '' for found in values]
         rows.append([f'`{name}[_3x]`' if long else f'`{name}`', *cells, *sizes(index[name])])
     return rows
+
+
+# A config for each recipe, with the names of all that follow it.
+RECIPES = {
+    'retinanet_mpvit_s': '`{retinanet,maskrcnn,cascade_maskrcnn}_{mpvit,pyramid_tnt}_*`',
+    'retinanet_mpvit_s_3x': '`{retinanet,maskrcnn,cascade_maskrcnn}_{mpvit,pyramid_tnt}_*_3x`',
+    'retinanet_regionvit_s': '`{retinanet,maskrcnn,cascade_maskrcnn}_regionvit_*`',
+    'retinanet_regionvit_s_3x': '`{retinanet,maskrcnn,cascade_maskrcnn}_regionvit_*_3x`',
+    'retinanet_regionvit_b_w14_peg_896': '`{retinanet,maskrcnn}_regionvit_b_w14_peg_896`',
+    'retinanet_regionvit_b_w14_peg_896_3x': '`{retinanet,maskrcnn}_regionvit_b_w14_peg_896_3x`',
+    'deformable_detr_mpvit_s': '`deformable_detr_mpvit_s`',
+    'upernet_mpvit_s': '`upernet_*`',
+    'fpn_regionvit_s_w14': '`fpn_regionvit_*`',
+}
+
+
+def recipes() -> list[list[str]]:
+    """What the configs set, read from them."""
+    heads = ['configs', 'images in training', 'in testing', 'AdamW: rate', 'weight decay', 'gradients', 'images a step']
+    rows = [[*heads, 'warm-up', 'length']]
+    for name, configs in RECIPES.items():
+        config = Config.fromfile(f'configs/{name}.py')
+        train, test = (config[f'{stage}_dataloader'].dataset.pipeline for stage in ('train', 'test'))
+        wrapper = config.optim_wrapper
+        rows.append(
+            [
+                configs,
+                crop(config) or ' or '.join(map(sizes_of, resizes(train))),
+                ' or '.join(map(sizes_of, resizes(test))),
+                rate(wrapper),
+                decay(wrapper),
+                f'clipped to {wrapper.clip_grad.max_norm}' if wrapper.get('clip_grad') else 'as they are',
+                str(config.auto_scale_lr.base_batch_size),
+                warm_up(config),
+                length(config),
+            ]
+        )
+    return rows
+
+
+def resizes(pipeline: list[dict]) -> list[dict]:
+    """The steps of a pipeline that resize, those before a crop last."""
+    found = []
+    for step in pipeline:
+        if step['type'] == 'RandomChoice':
+            first, second = step['transforms']
+            found += [*resizes(first), *resizes(second)[:1]]
+        elif step['type'].endswith('Resize'):
+            found.append(step)
+    return found
+
+
+def sizes_of(step: dict) -> str:
+    """The sides that a step resizes to, in pixels."""
+    shorts = sorted({min(scale) for scale in step.get('scales', [step.get('scale')])})
+    long = max(step.get('scales', [step.get('scale')])[0])
+    if not step.get('keep_ratio'):
+        return f'exactly {shorts[0]}x{long}'
+    short = str(shorts[0]) if len(shorts) == 1 else f'{shorts[0]} to {shorts[-1]}'
+    return f'{short}, then a crop' if long > 4000 else f'{short}, at most {long}'
+
+
+def crop(config: Config) -> str:
+    """The crop of a segmenter's training."""
+    return f'crops of {config.crop_size[0]}x{config.crop_size[1]}' if 'crop_size' in config else ''
+
+
+def rate(wrapper: dict) -> str:
+    keys = wrapper.get('paramwise_cfg', {}).get('custom_keys', {})
+    slow = [f'`{key}` {value["lr_mult"]}' for key, value in keys.items() if 'lr_mult' in value]
+    return f'{wrapper["optimizer"]["lr"]:g}' + (f'; times {", ".join(slow)}' if slow else '')
+
+
+def decay(wrapper: dict) -> str:
+    paramwise, whole = wrapper.get('paramwise_cfg', {}), wrapper['optimizer']['weight_decay']
+    if 'norm_decay_mult' not in paramwise:
+        return f'{whole:g}'
+    biases = whole * paramwise['custom_keys']['.bias']['decay_mult']
+    return f'{whole:g}; biases {biases:g}, weights of layer norms {whole * paramwise["norm_decay_mult"]:g}'
+
+
+def warm_up(config: Config) -> str:
+    first = config.param_scheduler[0]
+    return f'{first.end} iterations from {first.start_factor:g}' if first.type == 'LinearLR' else 'none'
+
+
+def length(config: Config) -> str:
+    if config.train_cfg.type == 'IterBasedTrainLoop':
+        return f'{config.train_cfg.max_iters // 1000}k iterations, power {config.param_scheduler[-1].power:g}'
+    steps = ' and '.join(map(str, config.param_scheduler[-1].milestones))
+    return f'{config.train_cfg.max_epochs} epochs, a tenth after {steps}'
 
 
 TABLES = {
@@ -102,7 +195,10 @@ TABLES = {
     'retinanet': lambda: method('retinanet', 'box AP'),
     'maskrcnn': lambda: method('maskrcnn', 'box AP', 'mask AP'),
     'cascade': lambda: method('cascade_maskrcnn', 'box AP', 'mask AP'),
+    'deformable_detr': lambda: method('deformable_detr', 'box AP', schedules=('50 epochs',)),
     'upernet': lambda: method('upernet', 'mIoU', schedules=('160k',)),
+    'fpn': lambda: method('fpn', 'mIoU', schedules=('80k',)),
+    'recipes': recipes,
 }
 
 

@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from pooch.utils import unique_file_name
 
+from mmvit.checkpoints.array_pickles import RefusedPickleError, read_array_pickle
 from mmvit.compat import safe_globals
 
 TIMEOUT = 30  # seconds that a server may take to answer, or to send more data
@@ -30,11 +31,12 @@ if not CONFIGS.is_dir():
 
 
 def read_checkpoint(source: str, sha256: str | None = None) -> Mapping[str, Any]:
-    """Load a file on the CPU. Only tensors and plain containers are accepted.
+    """Load a file on the CPU. Only tensors, NumPy arrays and plain containers are accepted.
 
     Args:
-        source: Path or http(s) address of a ``.safetensors`` file, or of a file of any name that ``torch.save`` wrote.
-            Downloads are kept in the folder of torch.hub (set ``TORCH_HOME`` to move it), one file per address.
+        source: Path or http(s) address of a ``.safetensors`` file, of detectron2's ``.pkl`` with NumPy arrays, or of a
+            file of any name that ``torch.save`` wrote. Downloads are kept in the folder of torch.hub (set
+            ``TORCH_HOME`` to move it), one file per address.
         sha256: Expected sha256 of the file. The default is the one that a metafile gives for the address, or else the
             first 8 digits if the file's name ends in them (``name-0123abcd.pth``).
 
@@ -117,8 +119,11 @@ def _loaded(path: Path) -> Mapping[str, Any]:
             return safetensors.torch.load_file(path)
         _refuse_programs(path)
         _check_sums(path)
-        with safe_globals([Namespace]):  # training programs store their arguments in one
-            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        if path.suffix == '.pkl' and not zipfile.is_zipfile(path):
+            checkpoint = read_array_pickle(path)
+        else:
+            with safe_globals([Namespace]):  # training programs store their arguments in one
+                checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except _BadFileError:
         raise
     except Exception as error:  # broken files raise errors of many types
@@ -148,7 +153,7 @@ def _check_sums(path: Path) -> None:
 
 def _diagnosis(path: Path, error: Exception) -> str:
     """Why a file does not load. torch's own message is cut short, because it recommends to load the file unsafely."""
-    refused = _refused_object(path, str(error)) if isinstance(error, UnpicklingError) else None
+    refused = _refused_object(path, error)
     if refused == 'argparse.Namespace':
         return (
             f"holds its training program's arguments (argparse.Namespace), which PyTorch reads safely since 2.5 and "
@@ -205,9 +210,12 @@ def _is_text(start: bytes) -> bool:
     return bool(words) and all(word.isprintable() for word in words)
 
 
-def _refused_object(path: Path, message: str) -> str | None:
-    """The object in a pickle that torch refuses; None if the file is not a pickle."""
-    if 'unexpected EOF' in message:
+def _refused_object(path: Path, error: Exception) -> str | None:
+    """The object in a pickle that is refused; None if the file is not a pickle."""
+    message = str(error)
+    if isinstance(error, RefusedPickleError):
+        return message
+    if not isinstance(error, UnpicklingError) or 'unexpected EOF' in message:
         return None
     if function := re.search(r'(?:GLOBAL|Unsupported class) ([\w.]+)', message):
         return function[1]

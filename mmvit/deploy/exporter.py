@@ -157,17 +157,17 @@ def describe(
         return dict(version=mmvit.__version__, task='features', stages=list(model.out_indices))
     if config is None:
         raise ValueError('export needs the config of a detector or segmenter: give it, or set model.cfg')
-    known = dict(classes=classes, palette=palette) if classes else classes_of(config)
-    classes = list(known.get('classes') or map(str, range(num_classes(model))))
-    if len(classes) != num_classes(model):
-        raise ValueError(f'the model has {num_classes(model)} classes, but {len(classes)} names were given')
-    palette = known.get('palette')
+    known: dict[str, Any] = dict(classes=classes, palette=palette) if classes else classes_of(config)
+    names = list(known.get('classes') or map(str, range(num_classes(model))))
+    if len(names) != num_classes(model):
+        raise ValueError(f'the model has {num_classes(model)} classes, but {len(names)} names were given')
+    colours = known.get('palette')
     test_cfg = getattr(model.test_cfg, 'rcnn', model.test_cfg)
     return dict(
         version=mmvit.__version__,
         task=TASKS.get(graph.outputs, 'instance'),
-        classes=classes,
-        palette=[list(colour) for colour in palette] if palette and not isinstance(palette, str) else None,
+        classes=names,
+        palette=None if colours is None or isinstance(colours, str) else [list(colour) for colour in colours],
         mean=graph.preprocessing.mean.flatten().tolist(),
         std=graph.preprocessing.std.flatten().tolist(),
         resize=preprocessing.resize_rule(config.test_dataloader.dataset.pipeline),

@@ -1,9 +1,9 @@
 # As mpvit_detection_1x.py, for 36 epochs at many sizes.
 _base_ = [
-    'mmdet::_base_/datasets/coco_detection.py',
+    '../datasets/coco_detection.py',
+    '../datasets/multi_scale.py',
     '../schedules/adamw_3x.py',
     '../detection_runtime.py',
-    '../datasets/multi_scale.py',
 ]
 _base_.train_pipeline[2] = _base_.multi_scale
 # Images without boxes are kept.

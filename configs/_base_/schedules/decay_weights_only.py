@@ -6,6 +6,10 @@ decay_weights_only = dict(
     bias_decay_mult=0.0,
     custom_keys={
         name: dict(decay_mult=0.0)
-        for name in ('inner_pos', 'outer_pos', 'relative_pos', 'rel_pos_table')  # PyramidTNT's and RegionViT's
+        # PyramidTNT's and RegionViT's positions, and what RegionViT's recipe says of biases and norms
+        for name in (
+            *('inner_pos', 'outer_pos', 'relative_pos', 'rel_pos_table', '.bias'),
+            *(f'{norm}.weight' for norm in ('stem.local.norm1', 'stem.local.norm2', 'projection.norm', 'det_norm')),
+        )
     },
 )

@@ -1,0 +1,2 @@
+_base_ = ['./maskrcnn_regionvit_b_w14_peg_896_3x.py', './_base_/detectron2.py']
+model = dict(data_preprocessor=_base_.regionvit_preprocessor, **_base_.detectron2_maskrcnn)

@@ -36,25 +36,27 @@ KINDS = [  # one of each kind of head, and each family
 ]
 
 
-CLASSIFIERS = ('rpn_cls', 'retina_cls', 'fc_cls', 'conv_seg')
+# Layers whose outputs get this deviation: then hardly two boxes or scores are equal.
+SPREAD = {'rpn_cls': 2, 'retina_cls': 1, 'fc_cls': 2, 'rpn_reg': 0.3, 'retina_reg': 0.3, 'fc_reg': 0.3}
 
 
 def build(name, **options):
-    """A config's model with random weights whose scores are spread as those of a trained one: hardly two are equal."""
+    """A config's model with random weights whose outputs are spread as those of a trained one."""
     config = Config.fromfile(f'configs/{name}.py')
     config.merge_from_dict(options)
     init_default_scope(config.default_scope)
     torch.manual_seed(0)
     model = revert_sync_batchnorm(MODELS.build(config.model)).eval()
     model.cfg = config
-    for layer in [layer for name, layer in model.named_modules() if name.endswith(CLASSIFIERS)]:
-        logits = []
-        hook = layer.register_forward_hook(lambda layer, inputs, output, logits=logits: logits.append(output))
-        proof.computed(model, proof.made_image(192, 256))
-        hook.remove()
-        factor = 2 / logits[0].std()
-        layer.weight.data *= factor
-        layer.bias.data.sub_(logits[0].mean()).mul_(factor)
+    for name, layer in model.named_modules():
+        if deviation := SPREAD.get(name.rpartition('.')[2]):
+            outputs = []
+            hook = layer.register_forward_hook(lambda layer, inputs, output, outputs=outputs: outputs.append(output))
+            proof.computed(model, proof.made_image(192, 256))
+            hook.remove()
+            factor = deviation / outputs[0].std()
+            layer.weight.data *= factor
+            layer.bias.data.sub_(outputs[0].mean()).mul_(factor)
     return model
 
 
@@ -94,8 +96,8 @@ def test_each_kind_of_model_gives_the_same_from_its_file(name, tmp_path):
         outputs = session.run(None, {'image': proof.batch_of(image).numpy()})
         found = dict(zip(graph.outputs, outputs, strict=True))
         difference = proof.compare(found, proof.computed(model, image), size)
-        # Random weights make many boxes that are nearly equal; rounding then decides which of them NMS keeps.
-        assert difference.alone <= 0.1 * difference.found
+        # Of random weights' many boxes, some overlap by what NMS allows; rounding then decides which it keeps.
+        assert difference.alone <= 0.05 * difference.found
         assert replace(difference, alone=0, tied=0).is_small(), (size, difference)
 
 

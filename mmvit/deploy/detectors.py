@@ -55,9 +55,13 @@ class RetinaNet(Detector):
         levels = zip(*self.head(maps), anchors(self.head.prior_generator, maps), strict=True)
         best = (self.best(logits, deltas, priors, size) for logits, deltas, priors in levels)
         boxes, scores, labels = (torch.cat(parts) for parts in zip(*best, strict=True))
+        is_detectron2 = isinstance(self.head, detectron2.RetinaHead)
+        if not is_detectron2 and self.test_cfg.get('min_bbox_size', -1) >= 0:
+            large = has_area(boxes, self.test_cfg.min_bbox_size)
+            boxes, scores, labels = boxes[large], scores[large], labels[large]
         kept = nms(boxes, scores, labels, self.test_cfg.nms.iou_threshold)[: self.test_cfg.max_per_img]
         boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
-        if isinstance(self.head, detectron2.RetinaHead):
+        if is_detectron2:
             boxes = clipped(boxes, size)
             kept = has_area(boxes)
             boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
@@ -100,16 +104,20 @@ class FasterRCNN(Detector):
         levels = zip(*self.rpn_head(maps), anchors(self.rpn_head.prior_generator, maps), strict=True)
         boxes, scores, groups = [], [], []
         for i, (logits, deltas, priors) in enumerate(levels):
-            level_scores, order = top(per_anchor(logits, 1)[:, 0].sigmoid(), self.rpn_cfg.nms_pre)
+            level_scores, order = top(self.ranked(per_anchor(logits, 1)[:, 0]), self.rpn_cfg.nms_pre)
             boxes.append(decoded(self.rpn_head.bbox_coder, priors[order], per_anchor(deltas, 4)[order], size))
             scores.append(level_scores)
             groups.append(torch.full_like(order, i))
         all_boxes, all_scores, all_groups = torch.cat(boxes), torch.cat(scores), torch.cat(groups)
-        if self.rpn_cfg.min_bbox_size >= 0:
+        if self.rpn_cfg.get('min_bbox_size', -1) >= 0:
             large = has_area(all_boxes, self.rpn_cfg.min_bbox_size)
             all_boxes, all_scores, all_groups = all_boxes[large], all_scores[large], all_groups[large]
         kept = nms(all_boxes, all_scores, all_groups, self.rpn_cfg.nms.iou_threshold)
         return all_boxes[kept[: self.rpn_cfg.max_per_img]]
+
+    def ranked(self, logits: Tensor) -> Tensor:
+        """What proposals are ranked by: their probabilities, or their logits as in detectron2."""
+        return logits if isinstance(self.rpn_head, detectron2.RPNHead) else logits.sigmoid()
 
     def classified(self, maps: Sequence[Tensor], proposals: Tensor, size: Size) -> tuple[Tensor, Tensor]:
         """Boxes (N, C or 1, 4) and class probabilities (N, C + 1), background last, of the proposals (N, 4)."""

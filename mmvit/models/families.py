@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from mmvit.checkpoints.layouts import new_names
 from mmvit.checkpoints.loading import nearest_arch
 from mmvit.models.base import Backbone, zoo_weights
 from mmvit.models.mpvit import MPViT
@@ -27,9 +28,10 @@ def recognise(weights: Mapping[str, Tensor]) -> str | None:
         if prefix is None:
             continue
         own = layout.backbone_weights(weights)
-        is_official = layout.mmvit_landmark not in own
-        arch = nearest_arch(layout.rename(own) if is_official else own, zoo_weights(family))
-        names = ' with its official names, which mmvit.OfficialWeights takes' if is_official else ''
+        names = ''
+        if layout.mmvit_landmark not in own:
+            own = {name: value for key, value in own.items() for name in new_names(key, layout.renames)[:1]}
+            names = ' with its official names, which mmvit.OfficialWeights takes'
         place = f" under '{prefix}'" if prefix else ''
-        return f'{family.__name__} {arch!r}{place}{names}'
+        return f'{family.__name__} {nearest_arch(own, zoo_weights(family))!r}{place}{names}'
     return None

@@ -153,8 +153,8 @@ def test_copies_compute_the_same(case: Case, duplicate: Callable, is_used: bool)
 @given(case=cases())
 def test_memory_format_does_not_matter(case: Case):
     model, x = case.model(), case.images()
-    with case.entered():
-        assert_equal(model(x), model(x.clone(memory_format=torch.contiguous_format)))
+    with case.entered():  # the memory of a single channel is of two formats, with two programs in PyTorch
+        assert_close(model(x), model(x.clone(memory_format=torch.contiguous_format)), case.precision)
 
 
 @given(case=cases(batches=st.integers(2, 3)))

@@ -235,22 +235,6 @@ def test_detectors_train_as_published(name):
         assert config.model.roi_head.stage_loss_weights == [1, 1, 1]
 
 
-def test_weight_decay_of_regionvit():
-    """As its authors' program groups the parameters of detectron2's model."""
-    name = 'retinanet_regionvit_s_w14_peg'
-    model = on_meta(name)
-    decays = {
-        parameter: group['weight_decay']
-        for group in build_optim_wrapper(model, read(name).optim_wrapper).param_groups
-        for parameter in group['params']
-    }
-    for prefix, module in model.named_modules():
-        for own, parameter in module.named_parameters(recurse=False):
-            expected = 1e-4 if own == 'bias' else 0.0 if type(module) is nn.LayerNorm else 0.05
-            assert decays[parameter] == pytest.approx(expected), f'{prefix}.{own}'
-    assert {round(decay, 9) for decay in decays.values()} == {1e-4, 0.0, 0.05}
-
-
 def test_deformable_detr_trains_as_published():
     config = read('deformable_detr_mpvit_s')
     model, wrapper = config.model, config.optim_wrapper

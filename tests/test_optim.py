@@ -19,7 +19,8 @@ BOTH = """optim_wrapper = dict(
     paramwise_cfg=dict(layer_decay_rate=0.5, **_base_.decay_weights_only),
 )
 """
-names = pytest.mark.parametrize('name', ['retinanet_mpvit_t', 'maskrcnn_pyramid_tnt_s', 'upernet_regionvit_s'])
+NAMES = ['retinanet_mpvit_t', 'maskrcnn_pyramid_tnt_s', 'upernet_regionvit_s']
+names = pytest.mark.parametrize('name', NAMES)
 
 
 @pytest.fixture(autouse=True)
@@ -55,15 +56,19 @@ def test_weight_decay_is_the_authors(build, name):
     assert all(groups[key]['weight_decay'] == expected for key in norms)
 
 
-def test_regionvit_detectors_spare_norms(build):
-    model, groups = build('retinanet_regionvit_s')
+def test_weight_decay_of_regionvit_detectors(build):
+    """As detectron2 groups the parameters: by their own names, and by the class of the norms."""
+    model, groups = build('retinanet_regionvit_s_w14_peg')
+    decays = {1e-4: 0, 0.0: 0, 0.05: 0}
     for key, module in model.named_modules():
         for own, _ in module.named_parameters(recurse=False):
-            decay = 0.0 if isinstance(module, nn.LayerNorm) else 0.05
-            assert groups[f'{key}.{own}']['weight_decay'] == decay
+            expected = 1e-4 if own == 'bias' else 0.0 if type(module) is nn.LayerNorm else 0.05
+            assert groups[f'{key}.{own}']['weight_decay'] == pytest.approx(expected), f'{key}.{own}'
+            decays[expected] += 1
+    assert all(decays.values())
 
 
-@names
+@pytest.mark.parametrize('name', [*NAMES, 'retinanet_regionvit_s_w14_peg'])
 def test_option_decays_weights_only(build, name):
     model, groups = build(name, 'optim_wrapper = dict(paramwise_cfg=_base_.decay_weights_only)')
     for key, parameter in model.named_parameters():

@@ -9,4 +9,4 @@ from mmvit import cpu
 def as_written(patch: pytest.MonkeyPatch) -> None:
     """Let the networks compute as they are written, as they do on GPUs."""
     patch.setattr(cpu, 'takes', lambda module, x: False)
-    patch.setattr(cpu.convolution.CPUConv2d, 'forward', nn.Conv2d.forward)
+    patch.setattr(cpu.bfloat16.CPUConv2d, 'forward', nn.Conv2d.forward)

@@ -11,6 +11,7 @@ from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
+from timm.layers import LayerNorm2d
 from torch import nn
 
 POSITIONS = ('inner_pos', 'outer_pos', 'relative_pos', 'rel_pos_table')
@@ -62,7 +63,8 @@ def test_weight_decay_of_regionvit_detectors(build):
     decays = {1e-4: 0, 0.0: 0, 0.05: 0}
     for key, module in model.named_modules():
         for own, _ in module.named_parameters(recurse=False):
-            expected = 1e-4 if own == 'bias' else 0.0 if type(module) is nn.LayerNorm else 0.05
+            is_layer_norm = isinstance(module, nn.LayerNorm) and not isinstance(module, LayerNorm2d)
+            expected = 1e-4 if own == 'bias' else 0.0 if is_layer_norm else 0.05
             assert groups[f'{key}.{own}']['weight_decay'] == pytest.approx(expected), f'{key}.{own}'
             decays[expected] += 1
     assert all(decays.values())

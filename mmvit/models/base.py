@@ -104,7 +104,7 @@ class Backbone(BaseModule, metaclass=ABCMeta):
     def finish(self) -> None:
         """The last step of every constructor: initialise the weights, and freeze what is to be frozen."""
         self.reset_parameters()
-        cpu.convolution.use_in(self)
+        cpu.bfloat16.use_in(self)
         self.train()
 
     def reset_parameters(self) -> None:

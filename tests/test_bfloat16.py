@@ -1,10 +1,12 @@
-"""The convolution on CPUs is PyTorch's, and right where that is wrong in bfloat16."""
+"""Layers on CPUs are PyTorch's and timm's, and right where those are wrong in 16 bits."""
+
+import copy
 
 import pytest
 import torch
 from torch import nn
 
-from mmvit.cpu.convolution import CPUConv2d, use_in
+from mmvit.cpu.bfloat16 import RIGHT, CPUConv2d, CPULayerNorm, CPULayerNorm2d, use_in
 
 # Channels in and out, kernel, stride, groups, bias.
 DENSE = (3, 8, 3, 2, 1, False)
@@ -71,10 +73,36 @@ def test_bfloat16_with_one_column_left(geometry, size, memory_format, mode):
         torch.testing.assert_close(a.double(), b, rtol=0.02, atol=0.02 * b.abs().max().item())
 
 
-def test_every_convolution_of_pytorchs_class_is_replaced(family):
-    convolutions = [module for module in family.build().modules() if isinstance(module, nn.Conv2d)]
-    assert convolutions
-    assert all(type(module) is CPUConv2d for module in convolutions)
+@pytest.mark.parametrize('mode', ['weights', 'autocast', 'float32 weights'])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize('cls', [CPULayerNorm, CPULayerNorm2d])
+def test_gradients_of_layer_norms_are_summed_in_float32(cls, dtype, mode):
+    torch.manual_seed(0)
+    norm = cls(8)
+    nn.init.normal_(norm.weight)
+    shape = (2, 8, 70, 70) if cls is CPULayerNorm2d else (2, 4900, 8)
+    x, gradient = torch.randn(shape).to(dtype), torch.rand(shape).to(dtype)
+    own = copy.deepcopy(norm).to(dtype) if mode == 'weights' else copy.deepcopy(norm)
+    exact = copy.deepcopy(own).double()
+    exact(x.double()).backward(gradient.double())
+    with torch.autocast('cpu', dtype, enabled=mode == 'autocast'):
+        out = own(x)
+    assert out.dtype == dtype
+    out.backward(gradient)
+    for found, expected in zip(own.parameters(), exact.parameters(), strict=True):
+        torch.testing.assert_close(
+            found.grad.double(), expected.grad, rtol=0.01, atol=0.01 * expected.grad.std().item()
+        )
+
+
+def test_every_layer_is_replaced(family):
+    kinds = [type(module) for module in family.build().modules()]
+    assert CPUConv2d in kinds
+    assert CPULayerNorm in kinds
+    assert not set(kinds) & set(RIGHT)
+
+
+def test_other_convolutions_stay():
     other = nn.Sequential(nn.Conv2d(2, 3, 3, padding='same', dilation=2), nn.ConvTranspose2d(3, 2, 2, 2))
     x = torch.randn(1, 2, 5, 7)
     expected = other(x)

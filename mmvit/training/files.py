@@ -57,8 +57,8 @@ def is_whole(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except (OSError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error):
-        return False
+    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error):
+        return False  # zipfile has an error for each part that can be damaged
 
 
 def newest_whole(folder: Path, patterns: Sequence[str]) -> tuple[Path | None, list[Path]]:

@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
+from versions import needs_torch
 
 from mmvit.checkpoints.trained import load_trained
 from mmvit.deploy import exporter, graphs
@@ -21,6 +22,7 @@ onnxruntime = pytest.importorskip('onnxruntime', reason="needs the extra 'deploy
 from mmvit.deploy import proof  # noqa: E402
 from mmvit.deploy.runtime import Model  # noqa: E402
 
+pytestmark = needs_torch(exporter.OLDEST_TORCH, 'export')
 SMALL_SIZES = ((75, 131), (33, 47))
 LARGE_SIZES = ((333, 501), (640, 150))
 KINDS = [  # one of each kind of head, and each family
@@ -235,3 +237,9 @@ def test_trained_model_is_read_without_running_it(tmp_path):
     loaded, meta = load_trained(model.cfg, str(tmp_path / 'a.pth'))
     assert not loaded.training
     assert meta == {}
+
+
+def test_old_pytorch_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(exporter, 'OLDEST_TORCH', '99.1')
+    with pytest.raises(ImportError, match=r'export needs PyTorch 99.1 or later, not 2.*: upgrade it'):
+        export(nn.Identity(), tmp_path / 'model.onnx')

@@ -30,6 +30,7 @@ OPSET = 17  # the first with LayerNormalization
 EXAMPLE = (480, 640)  # height and width: every window of every network has neighbours
 TASKS = {('classes',): 'semantic', ('classes', 'logits'): 'semantic', ('boxes', 'scores', 'labels'): 'detection'}
 NEEDED = ('onnx', 'onnxruntime')
+OLDEST_TORCH = '2.13'  # 2.1 writes files that onnxruntime refuses; what lies between was not tried
 
 
 def export(
@@ -58,7 +59,7 @@ def export(
         log: Takes a line for each step.
 
     Raises:
-        ImportError: A package is missing.
+        ImportError: A package is missing or too old.
         ValueError: The model is of a kind that cannot be exported.
         RuntimeError: The file gives something else than the model. Nothing is written.
     """
@@ -86,7 +87,9 @@ def export(
 
 
 def check_packages() -> None:
-    """Raise ImportError, with the cure, if a package that exporting needs is missing."""
+    """Raise ImportError, with the cure, if a package that exporting needs is missing or too old."""
+    if torch.__version__ < OLDEST_TORCH:
+        raise ImportError(f'export needs PyTorch {OLDEST_TORCH} or later, not {torch.__version__}: upgrade it')
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise ImportError(f"export needs {' and '.join(missing)}: pip install 'mmvit[deploy]'")
 

@@ -12,19 +12,17 @@ from mmdet.apis import inference_detector
 from mmdet.structures import DetDataSample
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.registry import DATASETS
 from skimage.util import montage
-from torch import nn
 from torch.nn.functional import interpolate
 
-from mmvit.checkpoints.files import read_checkpoint
+from mmvit.checkpoints.trained import load_trained
 
 
 def main() -> None:
     args = parse_args()
     config = Config.fromfile(args.config)
-    model = load_detector(config, args.checkpoint, args.device)
+    model = load_trained(config, args.checkpoint)[0].to(args.device)
     dataset = DATASETS.build({**config.test_dataloader.dataset, '_scope_': 'mmdet'})
     visualizer = DetLocalVisualizer(line_width=1, alpha=0.4)
     visualizer.dataset_meta = {**dataset.metainfo, 'palette': 'random'}
@@ -46,16 +44,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--score', type=float, default=0.5, help='least score that is drawn (default: %(default)s)')
     parser.add_argument('--device', default='cpu')
     return parser.parse_args()
-
-
-def load_detector(config: Config, checkpoint: str, device: str) -> nn.Module:
-    """A config's detector with the weights of a file or address. (mmdet's ``init_detector`` would load unsafely.)"""
-    init_default_scope('mmdet')
-    model = revert_sync_batchnorm(MODELS.build(config.model))
-    loaded = read_checkpoint(checkpoint)
-    model.load_state_dict(loaded.get('state_dict', loaded))
-    model.cfg = config
-    return model.to(device).eval()
 
 
 def draw(visualizer: DetLocalVisualizer, path: str, result: DetDataSample, side: int, score: float) -> np.ndarray:

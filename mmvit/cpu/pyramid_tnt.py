@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmvit.cpu.chunks import chunked, tokens_at_once
 
@@ -40,7 +40,7 @@ class WholeTable:
 
 # For each stage the last size, a copy of the parameter, and the table made from it. A copy, for neither the number of
 # changes nor the address of a parameter shows every change.
-_tables: WeakKeyDictionary[Stage, tuple[tuple[int, int], Tensor, WholeTable]] = WeakKeyDictionary()
+_tables: WeakKeyDictionary[nn.Module, tuple[tuple[int, int], Tensor, WholeTable]] = WeakKeyDictionary()
 
 
 def relative_position(self: Stage, size: tuple[int, int]) -> RelativePosition | WholeTable:
@@ -56,8 +56,8 @@ def relative_position(self: Stage, size: tuple[int, int]) -> RelativePosition | 
     return kept[2]
 
 
-def give_back(self: Stage) -> None:
-    """Give back the memory of the table that was kept."""
+def give_back(self: nn.Module) -> None:
+    """Give back the memory of the table that was kept for a stage, if there is one."""
     _tables.pop(self, None)
 
 

@@ -168,6 +168,8 @@ class Backbone(BaseModule, metaclass=ABCMeta):
         super().train(mode)
         for part in [self.stem, *self.stages][: self.frozen_stages + 1]:
             part.eval().requires_grad_(False)
+        if mode:
+            cpu.give_back(self)
         if mode and self.norm_eval:
             for module in self.modules():
                 if isinstance(module, _BatchNorm):

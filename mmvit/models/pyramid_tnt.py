@@ -269,12 +269,6 @@ class Stage(nn.Module):
             words, sentences = recomputed(block, self.with_cp, preserve_rng_state=True)(words, sentences, rel_pos)
         return words, sentences
 
-    def train(self, mode: bool = True):
-        """Set the training mode. Training does not need the table that inference on a CPU kept."""
-        if mode:
-            cpu.pyramid_tnt.give_back(self)
-        return super().train(mode)
-
     def relative_position(self, size: Grid) -> RelativePosition:
         """The relative position for a grid of sentences."""
         return RelativePosition(self.relative_pos, self.grid, size, self.reduction)

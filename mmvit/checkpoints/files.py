@@ -147,7 +147,11 @@ def _refuse_programs(path: Path) -> None:
 
 def _check_sums(path: Path) -> None:
     """Raise an error if a part of a zip is not what its checksum says. PyTorch does not look at the checksums."""
-    if zipfile.is_zipfile(path) and (part := zipfile.ZipFile(path).testzip()):
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        part = archive.testzip()
+    if part:
         raise _BadFileError(f'is damaged ({part} does not have the checksum that it should have): fetch it again.')
 
 

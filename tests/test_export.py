@@ -3,10 +3,12 @@
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hostile import Asks
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
@@ -87,7 +89,19 @@ def mask_rcnn(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', KINDS)
 def test_each_kind_of_model_gives_the_same_from_its_file(name, tmp_path):
-    model = build(name)
+    compare_with_file(build(name), name, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('name', 'kind'), [('maskrcnn_mpvit_t_digits', 'FasterRCNN'), ('cascade_maskrcnn_pyramid_tnt_s', 'CascadeRCNN')]
+)
+def test_detectors_without_masks(name, kind, tmp_path):
+    no_masks = {'model.roi_head.mask_head': None, 'model.roi_head.mask_roi_extractor': None}
+    compare_with_file(build(name, **{'model.type': kind, **no_masks}), name, tmp_path)
+
+
+def compare_with_file(model, name, tmp_path):
     graph = graphs.graph_of(model)
     exporter.write(graph, tmp_path / 'model.onnx', {})
     nodes = onnx.load(tmp_path / 'model.onnx').graph.node
@@ -237,6 +251,10 @@ def test_trained_model_is_read_without_running_it(tmp_path):
     loaded, meta = load_trained(model.cfg, str(tmp_path / 'a.pth'))
     assert not loaded.training
     assert meta == {}
+    torch.save(dict(state_dict=Asks(Path.touch, tmp_path / 'ran')), tmp_path / 'b.pth')
+    with pytest.raises(RuntimeError, match='could run code'):
+        load_trained(model.cfg, str(tmp_path / 'b.pth'))
+    assert not (tmp_path / 'ran').exists()
 
 
 def test_old_pytorch_is_refused(monkeypatch, tmp_path):

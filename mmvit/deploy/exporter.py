@@ -1,8 +1,8 @@
 """A model as one ONNX file for images of any size, proven before it is written.
 
 ``torch.onnx`` has two exporters that both take the graphs of this package. This module uses the one that traces. It is
-deprecated, but it takes seconds where the other takes minutes, has no smallest size, and leaves the batch open. It puts
-a number that hides a size into the file without a word; the proof at other sizes is there for that.
+deprecated, but it takes seconds where the other takes minutes, has no smallest size, and leaves the batch open. It may
+write a size into the file as a fixed number, without a warning. The proof at other sizes finds that.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.registry import DATASETS, DefaultScope
 from torch import nn
 
 import mmvit
@@ -121,8 +123,6 @@ def write(graph: Any, path: Path, metadata: Mapping[str, Any]) -> None:
 
 def tracing_options() -> dict[str, Any]:
     """Arguments of ``torch.onnx.export`` that choose its tracing exporter."""
-    from inspect import signature  # noqa: PLC0415
-
     return {'dynamo': False} if 'dynamo' in signature(torch.onnx.export).parameters else {}
 
 
@@ -193,8 +193,6 @@ def num_classes(model: Any) -> int:
 
 def classes_of(config: Config) -> dict[str, Any]:
     """Names and colours of the classes of a config's test data, if it says them."""
-    from mmengine.registry import DATASETS, DefaultScope  # noqa: PLC0415
-
     dataset = config.test_dataloader.dataset
     if own := dataset.get('metainfo'):
         return own  # the colours of the data set's own classes would not be theirs

@@ -1,7 +1,7 @@
 """Detectors and segmenters as graphs: modules of tensors only, right at every image size when they are recorded.
 
-mmdet's and mmseg's backbones, necks and heads stay; what comes before and after them is written anew, for their own
-code branches on sizes. mmdet or mmseg is imported when a model of theirs comes.
+The backbones, necks and heads are used as they are. What comes before and after them is written anew, because mmdet's
+and mmseg's own code branches on sizes. Detectors are in a module of their own, so that a segmenter needs no mmdet.
 """
 
 from __future__ import annotations
@@ -120,8 +120,7 @@ class OpenPooling(nn.Module):
 
 
 def with_open_pooling(module: nn.Module) -> nn.Module:
-    """A copy in which each ``nn.AdaptiveAvgPool2d`` is an :class:`OpenPooling`."""
-    module = copy.deepcopy(module)
+    """The module, in which each ``nn.AdaptiveAvgPool2d`` becomes an :class:`OpenPooling`."""
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.AdaptiveAvgPool2d):
@@ -135,7 +134,7 @@ def min_size(model: Any) -> int:
 
 
 def graph_of(model: Any, with_logits: bool = False) -> nn.Module:
-    """A model as a graph. Its ``outputs`` are the names of what it returns.
+    """A copy of a model as a graph, in eval mode. Its ``outputs`` are the names of what it returns.
 
     Args:
         model: One of mmvit's backbones, or a detector or segmenter of mmdet or mmseg.
@@ -144,14 +143,19 @@ def graph_of(model: Any, with_logits: bool = False) -> nn.Module:
     Raises:
         ValueError: It is of a kind that has no graph. The message lists those that do.
     """
-    model = revert_sync_batchnorm(copy.deepcopy(model)).eval().requires_grad_(False)
+    model = revert_sync_batchnorm(copy.deepcopy(model))
+    return new_graph(model, with_logits).eval().requires_grad_(False)
+
+
+def new_graph(model: Any, with_logits: bool) -> nn.Module:
+    """The graph of a model, which becomes a part of it."""
     if isinstance(model, Backbone):
-        return Features(model).eval()
+        return Features(model)
     kind = type(model).__name__
     if kind == 'EncoderDecoder':
         if model.test_cfg.get('mode') != 'whole':
             raise ValueError(f"a segmenter with test_cfg.mode={model.test_cfg.get('mode')!r} has no graph; use 'whole'")
-        return Segmenter(model, with_logits).eval()
+        return Segmenter(model, with_logits)
     if with_logits:
         raise ValueError(f'with_logits is for segmenters, not for {kind}')
     from mmvit.deploy import detectors  # noqa: PLC0415  a segmenter needs no mmdet
@@ -159,4 +163,4 @@ def graph_of(model: Any, with_logits: bool = False) -> nn.Module:
     if kind not in detectors.GRAPHS:
         known = ', '.join([*detectors.GRAPHS, 'EncoderDecoder', "mmvit's backbones"])
         raise ValueError(f'{kind} has no graph; these have one: {known}')
-    return detectors.GRAPHS[kind](model).eval()
+    return detectors.GRAPHS[kind](model)

@@ -72,6 +72,19 @@ def test_a_whole_file_is_loaded(resume, whole, tmp_path):
     assert (tmp_path / 'epoch_2.pth').exists()
 
 
+@pytest.mark.parametrize('parts', [('state_dict',), ('state_dict', 'meta', 'message_hub')])
+def test_weights_are_loaded_but_not_resumed(parts, whole, tmp_path, capsys):
+    saved = torch.load(whole, weights_only=False)
+    path = tmp_path / 'weights.pth'
+    torch.save({part: saved[part] for part in parts}, path)
+    said = ends(capsys, tmp_path, load_from=str(path), resume=True)
+    missing = 'no optimizer' if 'meta' in parts else 'no meta and no message_hub and no optimizer'
+    assert said.startswith(f'Cannot resume from {path}: it has {missing}.')
+    assert said.endswith('--cfg-options load_from=FILE')
+    train(tmp_path, load_from=str(path), epochs=1)
+    assert (tmp_path / 'epoch_1.pth').exists()
+
+
 @MODELS.register_module()
 class ToyWithABackbone(Toy):
     """The toy, and a backbone that it does not ask."""

@@ -16,12 +16,15 @@ from mmvit.registry import HOOKS, register
 from mmvit.training.files import is_whole
 from mmvit.training.stopping import stop
 
+NEEDED_TO_RESUME = ('meta', 'message_hub', 'optimizer')
+
 
 @register(HOOKS)
 class CheckSetupHook(Hook):
     """End a training or test with one sentence where it cannot go right.
 
     - The file of ``load_from``, ``--resume`` or ``mim test`` is no whole checkpoint.
+    - The file of ``--resume`` holds weights alone.
     - The maps of mmvit's backbone are not those that the neck or a head was built for.
 
     Args:
@@ -43,6 +46,13 @@ class CheckSetupHook(Hook):
             backbone.partial_weights = self.partial_weights
             if faults := list(find_faults(runner.cfg.get('model') or {}, backbone.out_channels)):
                 stop('\n'.join(faults))
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if runner._resume and (missing := [key for key in NEEDED_TO_RESUME if key not in checkpoint]):
+            stop(
+                f'Cannot resume from {runner._load_from}: it has no {" and no ".join(missing)}. '
+                'To begin a training with its weights, give it to load_from instead: --cfg-options load_from=FILE'
+            )
 
 
 def check_file(runner: Any) -> None:

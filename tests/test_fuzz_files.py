@@ -30,7 +30,7 @@ import safetensors.torch
 import torch
 from families import FAMILIES, Family
 from hostile import WRITERS, Asks
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mmvit.checkpoints.files import read_checkpoint
@@ -111,6 +111,7 @@ def flipped(data: bytes, changes: list[tuple[float, int]]) -> bytes:
 
 
 @given(name=st.sampled_from(sorted(FORMATS)), changes=CHANGES)
+@example(name='new.pth', changes=[(0.875, 1)])  # the number that a zip's directory begins with
 def test_a_file_with_flipped_bits(name: str, changes: list[tuple[float, int]]):
     found = read(name, flipped(FORMATS[name], changes))
     if name in HAS_CHECKSUMS:

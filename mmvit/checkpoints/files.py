@@ -199,10 +199,11 @@ def other_format(path: Path) -> str:
 
 
 def _is_numpy_archive(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except Exception:  # what is no archive, and what a damaged one raises
         return False
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
     return bool(names) and all(name.endswith('.npy') for name in names)
 
 

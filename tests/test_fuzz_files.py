@@ -111,7 +111,7 @@ def flipped(data: bytes, changes: list[tuple[float, int]]) -> bytes:
 
 
 @given(name=st.sampled_from(sorted(FORMATS)), changes=CHANGES)
-@example(name='new.pth', changes=[(0.875, 1)])  # the number that a zip's directory begins with
+@example(name='new.pth', changes=[(0.875, 1)])  # the zip's directory does not begin as it must
 def test_a_file_with_flipped_bits(name: str, changes: list[tuple[float, int]]):
     found = read(name, flipped(FORMATS[name], changes))
     if name in HAS_CHECKSUMS:

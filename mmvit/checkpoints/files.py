@@ -202,7 +202,7 @@ def _is_numpy_archive(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except Exception:  # what is no archive, and what a damaged one raises
+    except Exception:  # it is no archive, or a damaged one, which raises errors of many types
         return False
     return bool(names) and all(name.endswith('.npy') for name in names)
 

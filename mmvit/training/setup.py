@@ -51,7 +51,7 @@ class CheckSetupHook(Hook):
         if runner._resume and (missing := [key for key in NEEDED_TO_RESUME if key not in checkpoint]):
             stop(
                 f'Cannot resume from {runner._load_from}: it has no {" and no ".join(missing)}. '
-                'To begin a training with its weights, give it to load_from instead: --cfg-options load_from=FILE'
+                'To begin a training with these weights, leave out --resume and add --cfg-options load_from=FILE'
             )
 
 

@@ -97,6 +97,22 @@ def method(prefix: str, *metrics: str, schedules: tuple[str, ...] = ('1x', '3x')
     return rows
 
 
+def heads() -> list[list[str]]:
+    """The detectors whose head no paper reports with these backbones."""
+    rows = [['config', 'data', 'parameters, M', 'multiply-adds, G']]
+    index = models()
+    for name, model in index.items():
+        data = model['Metadata'].get('Training Data', '')
+        if not name.startswith(HEADS) or not data.startswith('COCO') or name.endswith('_3x'):
+            continue
+        long = '[_3x]' if f'{name}_3x' in index else ''
+        _, parameters, _, flops = sizes(model)
+        rows.append([f'`{name}{long}`', data, parameters, flops])
+    return rows
+
+
+HEADS = ('dino', 'atss', 'mask2former', 'panoptic_fpn')
+
 # A config for each recipe, with the names of all that follow it.
 RECIPES = {
     'retinanet_mpvit_s': '`{retinanet,maskrcnn,cascade_maskrcnn}_{mpvit,pyramid_tnt}_*`',
@@ -105,7 +121,12 @@ RECIPES = {
     'retinanet_regionvit_s_3x': '`{retinanet,maskrcnn,cascade_maskrcnn}_regionvit_*_3x`',
     'retinanet_regionvit_b_w14_peg_896': '`{retinanet,maskrcnn}_regionvit_b_w14_peg_896`',
     'retinanet_regionvit_b_w14_peg_896_3x': '`{retinanet,maskrcnn}_regionvit_b_w14_peg_896_3x`',
-    'deformable_detr_mpvit_s': '`deformable_detr_mpvit_s`',
+    'deformable_detr_mpvit_s': '`deformable_detr_*`',
+    'dino_mpvit_s': '`dino_*`',
+    'dino_mpvit_s_3x': '`dino_*_3x`',
+    'atss_mpvit_s': '`atss_*`',
+    'mask2former_mpvit_s': '`mask2former_*`, `mask2former_*_panoptic`',
+    'panoptic_fpn_mpvit_s': '`panoptic_fpn_*`',
     'upernet_mpvit_s': '`upernet_*`',
     'fpn_regionvit_s_w14': '`fpn_regionvit_*`',
 }
@@ -153,6 +174,9 @@ def sizes_of(step: dict) -> str:
     long = max(step.get('scales', [step.get('scale')])[0])
     if not step.get('keep_ratio'):
         return f'exactly {shorts[0]}x{long}'
+    if 'ratio_range' in step:
+        least, most = step['ratio_range']
+        return f'{least:g} to {most:g} times {shorts[0]}, then a crop of {long}'
     short = str(shorts[0]) if len(shorts) == 1 else f'{shorts[0]} to {shorts[-1]}'
     return f'{short}, then a crop' if long > 4000 else f'{short}, at most {long}'
 
@@ -164,28 +188,41 @@ def crop(config: Config) -> str:
 
 def rate(wrapper: dict) -> str:
     keys = wrapper.get('paramwise_cfg', {}).get('custom_keys', {})
-    slow = [f'`{key}` {value["lr_mult"]}' for key, value in keys.items() if 'lr_mult' in value]
+    slow = [f'`{key}` {value["lr_mult"]}' for key, value in keys.items() if is_slow(value)]
     return f'{wrapper["optimizer"]["lr"]:g}' + (f'; times {", ".join(slow)}' if slow else '')
+
+
+def is_slow(multipliers: dict) -> bool:
+    """Whether a rate is changed, and not for what is named for its weight decay."""
+    return multipliers.get('lr_mult', 1) != 1 and multipliers.get('decay_mult', 1) == 1
 
 
 def decay(wrapper: dict) -> str:
     paramwise, whole = wrapper.get('paramwise_cfg', {}), wrapper['optimizer']['weight_decay']
-    if 'norm_decay_mult' not in paramwise:
-        return f'{whole:g}'
-    biases = whole * paramwise['custom_keys']['.bias']['decay_mult']
-    return f'{whole:g}; biases {biases:g}, weights of layer norms {whole * paramwise["norm_decay_mult"]:g}'
+    keys = paramwise.get('custom_keys', {})
+    if '.bias' in keys:
+        biases = whole * keys['.bias']['decay_mult']
+        return f'{whole:g}; biases {biases:g}, weights of layer norms {whole * paramwise["norm_decay_mult"]:g}'
+    spares = any(value.get('decay_mult') == 0 for value in keys.values())
+    return f'{whole:g}; norms and positions 0' if spares else f'{whole:g}'
+
+
+def schedulers(config: Config) -> list:
+    found = config.param_scheduler
+    return found if isinstance(found, list) else [found]
 
 
 def warm_up(config: Config) -> str:
-    first = config.param_scheduler[0]
+    first = schedulers(config)[0]
     return f'{first.end} iterations from {first.start_factor:g}' if first.type == 'LinearLR' else 'none'
 
 
 def length(config: Config) -> str:
-    if config.train_cfg.type == 'IterBasedTrainLoop':
-        return f'{config.train_cfg.max_iters // 1000}k iterations, power {config.param_scheduler[-1].power:g}'
-    steps = ' and '.join(map(str, config.param_scheduler[-1].milestones))
-    return f'{config.train_cfg.max_epochs} epochs, a tenth after {steps}'
+    last, loop = schedulers(config)[-1], config.train_cfg
+    steps = f'a tenth after {" and ".join(map(str, last.get("milestones", [])))}'
+    if loop.type == 'EpochBasedTrainLoop':
+        return f'{loop.max_epochs} epochs, {steps}'
+    return f'{loop.max_iters // 1000}k iterations, {steps if last.type == "MultiStepLR" else f"power {last.power:g}"}'
 
 
 TABLES = {
@@ -196,6 +233,7 @@ TABLES = {
     'maskrcnn': lambda: method('maskrcnn', 'box AP', 'mask AP'),
     'cascade': lambda: method('cascade_maskrcnn', 'box AP', 'mask AP'),
     'deformable_detr': lambda: method('deformable_detr', 'box AP', schedules=('50 epochs',)),
+    'heads': heads,
     'upernet': lambda: method('upernet', 'mIoU', schedules=('160k',)),
     'fpn': lambda: method('fpn', 'mIoU', schedules=('80k',)),
     'recipes': recipes,

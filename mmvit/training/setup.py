@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,21 @@ class CheckSetupHook(Hook):
     - The file of ``load_from``, ``--resume`` or ``mim test`` is no whole checkpoint.
     - The file of ``--resume`` holds weights alone.
     - The maps of mmvit's backbone are not those that the neck or a head was built for.
+    - A module that the data or the metric need is missing. The runner makes its hooks before its data.
 
     Args:
         partial_weights: Let the backbone take weights that are not complete, or of another shape in part. It refuses
             them otherwise.
+        needs: {module that must be there: what to give to ``pip install``}.
     """
 
     priority = 'HIGHEST'  # before hooks that copy the model
 
-    def __init__(self, partial_weights: bool = False) -> None:
+    def __init__(self, partial_weights: bool = False, needs: Mapping[str, str] | None = None) -> None:
         self.partial_weights = partial_weights
+        for module, package in (needs or {}).items():
+            if find_spec(module) is None:
+                stop(f'{module} is missing: run `pip install {package}`.')
 
     def before_run(self, runner: Runner) -> None:
         if not runner._has_loaded:
@@ -92,6 +98,8 @@ def find_faults(model: Mapping[str, Any], channels: tuple[int, ...]) -> Iterator
         if isinstance(taken, Sequence) and tuple(taken) != channels:
             yield f'{has}, but model.neck.in_channels is {list(taken)}. The two must be equal.'
         return
+    if (head := model.get('panoptic_head')) and tuple(head['in_channels']) != channels:
+        yield f'{has}, but model.panoptic_head.in_channels is {list(head["in_channels"])}. The two must be equal.'
     for name in ('decode_head', 'auxiliary_head'):
         for head in as_list(model.get(name)):
             indices, taken = as_list(head.get('in_index', -1)), as_list(head.get('in_channels'))

@@ -1,8 +1,7 @@
-# The embedded data, and twenty minutes on two CPU cores from random weights, for detectors with queries, which learn
-# more slowly.
+# The embedded data from random weights, for detectors with queries, which learn more slowly than Mask R-CNN.
 _base_ = ['../datasets/digits_instance.py', '../schedules/digits.py', '../detection_runtime.py']
-max_epochs = 10
-train_cfg = dict(max_epochs=max_epochs)
+max_epochs = 8
+train_cfg = dict(max_epochs=max_epochs, val_interval=2)
 _base_.param_scheduler[1].update(end=max_epochs)
 optim_wrapper = dict(optimizer=dict(lr=5e-4))
 randomness = dict(seed=0)

@@ -324,13 +324,13 @@ def write_training(name, coco, folder, epochs):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', MPVIT)
 def test_trains_resumes_and_is_evaluated(name, coco, tmp_path, monkeypatch):
-    """mim's commands; what the second one resumes was saved by the first."""
+    """As ``mim train`` does it, and once with it; what the second training resumes was saved by the first."""
     if 'panoptic' in name:
         pytest.importorskip('panopticapi')
     work_dir = tmp_path / 'run'
     for epochs, options in ((1, []), (2, ['--resume'])):
         path = write_training(name, coco, tmp_path, epochs)
-        if name == 'atss_mpvit_s':
+        if name == 'atss_mpvit_s' and epochs == 1:
             run('mim', 'train', MMDET, path, '--work-dir', work_dir, *options)
         else:
             train(monkeypatch, path, '--work-dir', work_dir, *options)

@@ -155,6 +155,7 @@ def new_graph(model: Any, with_logits: bool) -> nn.Module:
     if kind == 'EncoderDecoder':
         if model.test_cfg.get('mode') != 'whole':
             raise ValueError(f"a segmenter with test_cfg.mode={model.test_cfg.get('mode')!r} has no graph; use 'whole'")
+        check_head(model.decode_head)
         return Segmenter(model, with_logits)
     if with_logits:
         raise ValueError(f'with_logits is for segmenters, not for {kind}')
@@ -164,3 +165,13 @@ def new_graph(model: Any, with_logits: bool) -> nn.Module:
         known = ', '.join([*detectors.GRAPHS, 'EncoderDecoder', "mmvit's backbones"])
         raise ValueError(f'{kind} has no graph; these have one: {known}')
     return detectors.GRAPHS[kind](model)
+
+
+def check_head(head: nn.Module) -> None:
+    """Raise ValueError unless a segmenter's head maps features to the logits of pixels."""
+    from mmseg.models.decode_heads.decode_head import BaseDecodeHead  # noqa: PLC0415  a detector needs no mmseg
+
+    if not isinstance(head, BaseDecodeHead):
+        raise ValueError(
+            f'a segmenter with {type(head).__name__} has no graph; it takes heads of logits for each pixel'
+        )

@@ -1,5 +1,5 @@
-_base_ = ['./_base_/models/fpn_regionvit.py', './_base_/recipes/ade20k_80k.py']
+_base_ = ['./_base_/models/fpn.py', './_base_/recipes/ade20k_80k.py']
 model = dict(
-    backbone=dict(arch='small_w14'),
+    backbone=dict(_delete_=True, type='mmvit.RegionViT', arch='small_w14', drop_path_rate=0.2),
     neck=dict(in_channels=[96, 192, 384, 768]),
 )

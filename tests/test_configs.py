@@ -33,8 +33,8 @@ from mmvit.models.base import Backbone
 CONFIGS = sorted(path.stem for path in Path('configs').glob('*.py') if not path.stem.endswith('_d2'))
 INDEX = models()
 LEAVES = [name for name, entry in INDEX.items() if 'Config' in entry]
-SEGMENTERS = [name for name in LEAVES if name.startswith(('upernet', 'fpn'))]
-# mmdet's own configs with another backbone; see test_heads.py.
+SEGMENTERS = [name for name in LEAVES if name.startswith(('upernet', 'fpn', 'segformer'))]
+# mmdet's and mmseg's own configs with another backbone; see test_heads.py and test_heads_seg.py.
 HEADS = [name for name in LEAVES if name.startswith(('deformable', 'dino', 'atss', 'mask2former', 'panoptic'))]
 DETECTORS = [name for name in LEAVES if name not in SEGMENTERS + HEADS]
 # The other leaves are these, trained for longer or at other sizes.
@@ -45,6 +45,8 @@ NETWORKS = [
 ]
 LARGE = [name for name in NETWORKS if re.search(r'_b(_|$)', name)]
 COUNTED = [name for name in LEAVES if (name in NETWORKS or name.endswith('_896')) and name not in HEADS]
+# Those that test_heads_seg.py cuts down and trains.
+SMALL_ONES = [name for name in SEGMENTERS if not name.startswith('upernet')]
 # Maps of the regions that FLOPs are counted for, of the box heads and of the mask heads.
 PROPOSED, MASKED = (1000, 256, 7, 7), (100, 256, 14, 14)
 DROP_PATH_RATES = {'mpvit_t': 0.1, 'mpvit_xs': 0.1, 'mpvit_s': 0.2, 'mpvit_b': 0.4, 'regionvit': 0.2}
@@ -72,7 +74,7 @@ def on_meta(name):
 
 
 def test_index_names_every_config():
-    assert sorted(LEAVES) == [name for name in CONFIGS if not name.endswith(('_digits', '_fsdp'))]
+    assert sorted(LEAVES) == [name for name in CONFIGS if not ('_digits' in name or name.endswith('_fsdp'))]
     assert all(INDEX[name]['Config'] == f'configs/{name}.py' for name in LEAVES)
     index = load_index('model-index.yml')
     index.check()
@@ -87,10 +89,11 @@ def test_every_recipe_survives(name):
     hooks = config.default_hooks
     training = [hooks[key].type for key in ('checkpoint', 'check_setup', 'finite_loss', 'interrupt', 'random_states')]
     assert training == [f'mmvit.{name}' for name in mmvit.training.__all__]
-    is_digits, is_epochs = name.endswith('_digits'), config.train_cfg.type == 'EpochBasedTrainLoop'
+    is_digits, is_epochs = '_digits' in name, config.train_cfg.type == 'EpochBasedTrainLoop'
     assert hooks.checkpoint.get('by_epoch', True) is is_epochs
     if name in HEADS and not is_epochs:  # Mask2Former's
-        assert (hooks.checkpoint.interval, hooks.checkpoint.max_keep_ckpts) == (5000, 3)
+        assert hooks.checkpoint.interval == 5000
+        assert hooks.checkpoint.get('max_keep_ckpts') == (None if 'ade20k' in name else 3)
     else:
         assert hooks.checkpoint.interval == (1 if is_epochs else 200 if is_digits else config.train_cfg.max_iters // 10)
         assert hooks.checkpoint.get('max_keep_ckpts') == (1 if is_digits else None)
@@ -100,18 +103,22 @@ def test_every_recipe_survives(name):
 @pytest.mark.parametrize('name', CONFIGS)
 def test_config_fits_its_backbone(name):
     config = read(name)
-    batch = 8 if name.endswith('_digits') else 32 if name.startswith('deformable') else 16
+    batch = 8 if '_digits' in name else 32 if name.startswith('deformable') else 16
     assert config.auto_scale_lr.base_batch_size == batch
     network = network_of(name)
     if network != name:
         assert config.model == read(network).model
         return
     model, backbone = on_meta(name), on_meta(name).backbone
-    if name in HEADS or name.startswith(('dino', 'mask2former')):  # see test_heads.py
+    if name in HEADS or name.startswith(('dino', 'mask2former')):  # see test_heads.py and test_heads_seg.py
         return
     if name.startswith('upernet'):
         assert tuple(config.model.decode_head.in_channels) == backbone.out_channels
         assert config.model.auxiliary_head.in_channels == backbone.out_channels[2]
+        return
+    if name.startswith('segformer'):
+        assert tuple(config.model.decode_head.in_channels) == backbone.out_channels
+        assert backbone.out_strides == (4, 8, 16, 32)
         return
     assert tuple(config.model.neck.in_channels) == backbone.out_channels
     if name.startswith('fpn'):
@@ -275,7 +282,7 @@ def test_segmenters_train_as_published(name):
     assert auxiliary.loss_decode.loss_weight == 0.4
 
 
-@pytest.mark.parametrize('name', ['fpn_regionvit_s_w14', 'fpn_regionvit_b_w14'])
+@pytest.mark.parametrize('name', [name for name in SEGMENTERS if name.startswith('fpn')])
 def test_semantic_fpn_trains_as_published(name):
     config = read(name)
     assert (config.train_cfg.type, config.train_cfg.max_iters) == ('IterBasedTrainLoop', 80000)
@@ -401,7 +408,7 @@ def test_training_step_and_prediction(family, size):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', [name for name in NETWORKS if name not in LARGE + HEADS])
+@pytest.mark.parametrize('name', [name for name in NETWORKS if name not in LARGE + HEADS + SMALL_ONES])
 def test_every_network_takes_a_step_and_predicts(name):
     """An optimizer step on an image with a box and one without, which leaves no parameter unused, and a prediction."""
     torch.manual_seed(0)

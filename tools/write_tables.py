@@ -97,13 +97,13 @@ def method(prefix: str, *metrics: str, schedules: tuple[str, ...] = ('1x', '3x')
     return rows
 
 
-def heads() -> list[list[str]]:
-    """The detectors whose head no paper reports with these backbones."""
+def heads(task: str = 'COCO') -> list[list[str]]:
+    """The detectors on COCO or segmenters on ADE20K whose head no paper reports with these backbones."""
     rows = [['config', 'data', 'parameters, M', 'multiply-adds, G']]
     index = models()
     for name, model in index.items():
         data = model['Metadata'].get('Training Data', '')
-        if not name.startswith(HEADS) or not data.startswith('COCO') or name.endswith('_3x'):
+        if not name.startswith(HEADS) or not data.startswith(task) or name.endswith('_3x'):
             continue
         long = '[_3x]' if f'{name}_3x' in index else ''
         _, parameters, _, flops = sizes(model)
@@ -111,7 +111,7 @@ def heads() -> list[list[str]]:
     return rows
 
 
-HEADS = ('dino', 'atss', 'mask2former', 'panoptic_fpn')
+HEADS = ('dino', 'atss', 'mask2former', 'panoptic_fpn', 'segformer')
 
 # A config for each recipe, with the names of all that follow it.
 RECIPES = {
@@ -128,7 +128,9 @@ RECIPES = {
     'mask2former_mpvit_s': '`mask2former_*`, `mask2former_*_panoptic`',
     'panoptic_fpn_mpvit_s': '`panoptic_fpn_*`',
     'upernet_mpvit_s': '`upernet_*`',
-    'fpn_regionvit_s_w14': '`fpn_regionvit_*`',
+    'segformer_mpvit_s': '`segformer_*`',
+    'mask2former_mpvit_s_ade20k': '`mask2former_*_ade20k`',
+    'fpn_regionvit_s_w14': '`fpn_*`',
 }
 
 
@@ -235,6 +237,7 @@ TABLES = {
     'deformable_detr': lambda: method('deformable_detr', 'box AP', schedules=('50 epochs',)),
     'heads': heads,
     'upernet': lambda: method('upernet', 'mIoU', schedules=('160k',)),
+    'segmentation_heads': lambda: heads('ADE20K'),
     'fpn': lambda: method('fpn', 'mIoU', schedules=('80k',)),
     'recipes': recipes,
 }

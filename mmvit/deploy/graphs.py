@@ -172,6 +172,4 @@ def check_head(head: nn.Module) -> None:
     from mmseg.models.decode_heads.decode_head import BaseDecodeHead  # noqa: PLC0415  a detector needs no mmseg
 
     if not isinstance(head, BaseDecodeHead):
-        raise ValueError(
-            f'a segmenter with {type(head).__name__} has no graph; it takes heads of logits for each pixel'
-        )
+        raise ValueError(f'a segmenter with {type(head).__name__} has no graph; it takes heads of logits of pixels')

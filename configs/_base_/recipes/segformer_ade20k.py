@@ -1,5 +1,5 @@
-# SegFormer on ADE20K as mmseg trains it with MiT (segformer_mit-b0_8xb2-160k_ade20k-512x512.py): the schedule is that of
-# ade20k_160k.py; the head learns ten times as fast, and norms and positions do not decay.
+# SegFormer on ADE20K as mmseg trains it with MiT (segformer_mit-b0_8xb2-160k_ade20k-512x512.py): the schedule is that
+# of ade20k_160k.py; the head learns ten times as fast, and norms and positions do not decay.
 _base_ = './ade20k_160k.py'
 optim_wrapper = dict(
     paramwise_cfg=dict(

@@ -8,9 +8,9 @@ positions = dict(num_feats=width // 2, normalize=True)
 mask_loss = dict(type='mmdet.CrossEntropyLoss', use_sigmoid=True, loss_weight=5.0)
 dice_loss = dict(type='mmdet.DiceLoss', use_sigmoid=True, activate=True, naive_dice=True, eps=1.0, loss_weight=5.0)
 model = dict(
-    type='EncoderDecoder',
+    type='mmseg.EncoderDecoder',
     data_preprocessor=dict(
-        type='SegDataPreProcessor',
+        type='mmseg.SegDataPreProcessor',
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
@@ -18,7 +18,7 @@ model = dict(
         test_cfg=dict(size_divisor=32),
     ),
     decode_head=dict(
-        type='Mask2FormerHead',
+        type='mmseg.Mask2FormerHead',
         strides=[4, 8, 16, 32],
         feat_channels=width,
         out_channels=width,

@@ -404,6 +404,20 @@ def test_unknown_engine(tmp_path):
         Model(detector(tmp_path), 'tensorrt')
 
 
+def test_precision(photo, tmp_path, monkeypatch):
+    path = detector(tmp_path)
+    with pytest.raises(ValueError, match='onnxruntime computes in f32 on CPUs: for bf16 take openvino'):
+        Model(path, precision='bf16')
+    openvino = pytest.importorskip('openvino')
+    if 'BF16' in openvino.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):
+        found = Model(path, 'openvino', precision='bf16')(photo).scores
+        expected = Model(path)(photo).scores
+        assert 1e-5 < np.abs(found - expected).max() < 1e-2
+    monkeypatch.setattr(openvino.Core, 'get_property', lambda *_: ['FP32'])
+    with pytest.raises(ValueError, match='OpenVINO does not compute in bf16 on this CPU'):
+        Model(path, 'openvino', precision='bf16')
+
+
 def test_engine_that_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'openvino', None)
     with pytest.raises(ImportError, match='pip install openvino'):

@@ -54,22 +54,27 @@ class Model:
         path: The file.
         engine: What computes, on the CPU: ``'onnxruntime'`` or ``'openvino'``.
         threads: How many threads compute. None: as many as the engine likes.
+        precision: What OpenVINO computes in: ``'f32'``, ``'bf16'`` or ``'f16'``.
 
     Raises:
         FileNotFoundError: There is no such file.
         ImportError: The engine is not installed.
-        ValueError: The file is not an exported detector or segmenter, or the engine is unknown.
+        ValueError: The file is not an exported detector or segmenter, the engine is unknown, or it cannot compute so.
     """
 
-    def __init__(self, path: str | Path, engine: str = 'onnxruntime', threads: int | None = None) -> None:
+    def __init__(
+        self, path: str | Path, engine: str = 'onnxruntime', threads: int | None = None, precision: str = 'f32'
+    ) -> None:
         if engine not in ENGINES:
             raise ValueError(f'engine {engine!r} is unknown: take {" or ".join(ENGINES)}')
         if not Path(path).is_file():
             raise FileNotFoundError(f'there is no file {path}')
         try:
-            self._run, metadata = ENGINES[engine](str(path), threads)
+            self._run, metadata = ENGINES[engine](str(path), threads, precision)
         except ImportError as error:
             raise ImportError(f'{engine} is not installed: run `pip install {engine}`') from error
+        except ValueError:  # of the precision
+            raise
         except Exception as error:  # each engine has its own kinds
             raise ValueError(f'{path} is not an ONNX file that {engine} can run: {error}') from error
         if metadata is None:
@@ -109,9 +114,11 @@ class Model:
 # The engines. Each gives a function that computes {name: output} of an image (1, 3, H, W), and the file's metadata.
 
 
-def start_onnxruntime(path: str, threads: int | None) -> tuple[Callable, str | None]:
+def start_onnxruntime(path: str, threads: int | None, precision: str) -> tuple[Callable, str | None]:
     import onnxruntime  # noqa: PLC0415  one of the two is enough
 
+    if precision != 'f32':
+        raise ValueError(f'onnxruntime computes in f32 on CPUs: for {precision} take openvino')
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
@@ -120,13 +127,15 @@ def start_onnxruntime(path: str, threads: int | None) -> tuple[Callable, str | N
     return lambda image: dict(zip(names, session.run(names, {'image': image}), strict=True)), metadata
 
 
-def start_openvino(path: str, threads: int | None) -> tuple[Callable, str | None]:
+def start_openvino(path: str, threads: int | None, precision: str) -> tuple[Callable, str | None]:
     import openvino  # noqa: PLC0415  one of the two is enough
 
     core = openvino.Core()
+    if PRECISIONS.get(precision) not in core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):
+        raise ValueError(f'OpenVINO does not compute in {precision} on this CPU')  # it would in f32, without a word
     model = core.read_model(path)
     key = ['framework', 'mmvit']
-    options: dict[str, Any] = {'INFERENCE_PRECISION_HINT': 'f32'}  # some CPUs would compute in bfloat16
+    options: dict[str, Any] = {'INFERENCE_PRECISION_HINT': precision}
     if threads:
         options['INFERENCE_NUM_THREADS'] = threads
     compiled = core.compile_model(model, 'CPU', options)
@@ -134,6 +143,7 @@ def start_openvino(path: str, threads: int | None) -> tuple[Callable, str | None
     return lambda image: {output.any_name: array for output, array in compiled(image).items()}, metadata
 
 
+PRECISIONS = {'f32': 'FP32', 'bf16': 'BF16', 'f16': 'FP16'}  # and OpenVINO's names of them
 ENGINES = {'onnxruntime': start_onnxruntime, 'openvino': start_openvino}
 
 
@@ -333,13 +343,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out', type=Path, default=Path('predictions'), help='folder (default: %(default)s)')
     parser.add_argument('--score', type=float, default=0.5, help='least score that is drawn (default: %(default)s)')
     parser.add_argument('--engine', choices=ENGINES, default='onnxruntime')
+    parser.add_argument('--precision', choices=PRECISIONS, default='f32', help='that OpenVINO computes in')
     parser.add_argument('--threads', type=int, help='how many compute (default: as many as the engine likes)')
     return parser.parse_args()
 
 
 def run(args: argparse.Namespace) -> int:
     """Write what a model finds in the input of a command. Returns 1 if an image could not be read, otherwise 0."""
-    model = Model(args.model, args.engine, args.threads)
+    model = Model(args.model, args.engine, args.threads, args.precision)
     source = open_source(args.input)
     if args.out.resolve() == (args.input if args.input.is_dir() else args.input.parent).resolve():
         raise ValueError(f'results in {args.out} would overwrite the input: take another folder for --out')

@@ -225,8 +225,8 @@ class WordMerge(nn.Module):
 
     def forward(self, words: Tensor) -> Tensor:
         height, width = words.shape[1:3]
-        words = F.pad(self.norm(words), (0, 0, 0, 0, 0, width % 2, 0, height % 2))
-        size = (words.shape[1] // 2, words.shape[2] // 2)
+        size = ((height - 1) // 2 + 1, (width - 1) // 2 + 1)  # written as a convolution's, so exporters see them equal
+        words = F.pad(self.norm(words), (0, 0, 0, 0, 0, 2 * size[1] - width, 0, 2 * size[0] - height))
         grids = rearrange(words, 'b (h i) (w j) (y x) c -> (b h w) c (i y) (j x)', i=2, j=2, y=4)
         return rearrange(self.conv(grids), '(b h w) c y x -> b h w (y x) c', h=size[0], w=size[1]).contiguous()
 
@@ -391,8 +391,9 @@ class PyramidTNT(Backbone):
         """Feature maps (B, C_i, H_i, W_i) of an image batch (B, C, H, W), one per entry of ``out_indices``."""
         self.check_input(x)
         height, width = x.shape[2:]
-        padding = (0, -width % SENTENCE, 0, -height % SENTENCE)
-        words, sentences = self.stem(F.pad(x, padding).contiguous(memory_format=torch.channels_last))
+        # Not -size % 8, of which exporters do not see that it makes multiples of 8.
+        right, bottom = ((size + SENTENCE - 1) // SENTENCE * SENTENCE - size for size in (width, height))
+        words, sentences = self.stem(F.pad(x, (0, right, 0, bottom)).contiguous(memory_format=torch.channels_last))
         outs = []
         for i, stage in enumerate(self.stages):
             words, sentences = stage(words, sentences)

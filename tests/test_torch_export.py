@@ -1,0 +1,48 @@
+"""torch.export of MPViT and PyramidTNT with open sizes."""
+
+import pytest
+import torch
+from families import FAMILIES
+from torch.export import Dim
+from versions import needs_torch
+
+pytestmark = needs_torch('2.13', 'torch.export with open sizes')
+EXAMPLE = (480, 640)
+SIZES = ((333, 501), (71, 1000))  # odd ones, which were not exported
+ARCHS = {  # one block a stage; RegionViT's program holds at the sizes of its windows only
+    'mpvit': dict(embed_dims=(16, 16, 24, 24), num_layers=(1,) * 4, num_paths=(2, 1, 1, 1), mlp_ratio=1),
+    'pyramid_tnt': dict(
+        inner_dims=(4, 4, 8, 8),
+        outer_dims=(16, 16, 32, 32),
+        inner_heads=(1, 1, 2, 2),
+        outer_heads=(2, 2, 4, 4),
+        depths=(1,) * 4,
+        img_size=64,
+    ),
+}
+
+
+EXPORTED = [family for family in FAMILIES if family.name in ARCHS]
+
+
+@pytest.fixture(scope='module', params=EXPORTED, ids=lambda family: family.key)
+def exported(request):
+    """A backbone of each of these families, and its program with open height and width."""
+    model = request.param.build(arch=ARCHS[request.param.name]).eval().requires_grad_(False)
+    program = torch.export.export(
+        model,
+        (torch.randn(1, 3, *EXAMPLE),),
+        dynamic_shapes=({2: Dim.DYNAMIC, 3: Dim.DYNAMIC},),
+        strict=False,
+        prefer_deferred_runtime_asserts_over_guards=True,
+    )
+    return model, program
+
+
+@pytest.mark.slow
+def test_program_takes_other_sizes(exported):
+    model, program = exported
+    for size in SIZES:
+        x = torch.randn(1, 3, *size)
+        for found, expected in zip(program.module()(x), model(x), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

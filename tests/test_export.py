@@ -1,17 +1,21 @@
 """Export to ONNX: through the command and the function, each kind of model, and what is refused."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from families import FAMILIES
 from hostile import Asks
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.runner import Runner
 from torch import nn
 from versions import needs_torch
 
@@ -21,12 +25,12 @@ from mmvit.deploy import exporter, graphs
 onnx = pytest.importorskip('onnx', reason="needs the extra 'deploy'")
 onnxruntime = pytest.importorskip('onnxruntime', reason="needs the extra 'deploy'")
 
-from mmvit.deploy import proof  # noqa: E402
-from mmvit.deploy.runtime import Model  # noqa: E402
+from mmvit.deploy import evaluation, proof, smaller  # noqa: E402
+from mmvit.deploy.runtime import Model, Result, coco_annotations  # noqa: E402
 
 pytestmark = needs_torch(exporter.OLDEST_TORCH, 'export')
 SMALL_SIZES = ((75, 131), (33, 47))
-LARGE_SIZES = ((333, 501), (640, 150))
+LARGE_SIZE = (333, 501)
 KINDS = [  # one of each kind of head, and each family
     'maskrcnn_mpvit_t_digits',
     'maskrcnn_pyramid_tnt_t_digits',
@@ -45,10 +49,24 @@ KINDS = [  # one of each kind of head, and each family
 SPREAD = {'rpn_cls': 2, 'retina_cls': 1, 'fc_cls': 2, 'rpn_reg': 0.3, 'retina_reg': 0.3, 'fc_reg': 0.3}
 
 
-def build(name, **options):
+def with_small_backbone(config):
+    """Puts the backbone's quick arch into a config's model: what the test is about are the parts after it."""
+    backbone = config.model.backbone
+    family = next(family for family in FAMILIES if backbone.type == f'mmvit.{family.cls.__name__}')
+    backbone.arch = family.small
+    channels = list(family.cls(family.small, out_indices=backbone.get('out_indices', (0, 1, 2, 3))).out_channels)
+    for part in ('neck', 'decode_head', 'auxiliary_head'):
+        if part in config.model:
+            head = config.model[part]
+            head.in_channels = channels[head.in_index] if part == 'auxiliary_head' else channels
+
+
+def build(name, small=False, **options):
     """A config's model with random weights whose outputs are spread as those of a trained one."""
     config = Config.fromfile(f'configs/{name}.py')
     config.merge_from_dict(options)
+    if small:
+        with_small_backbone(config)
     init_default_scope(config.default_scope)
     torch.manual_seed(0)
     model = revert_sync_batchnorm(MODELS.build(config.model)).eval()
@@ -89,7 +107,7 @@ def mask_rcnn(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', KINDS)
 def test_each_kind_of_model_gives_the_same_from_its_file(name, tmp_path):
-    compare_with_file(build(name), name, tmp_path)
+    compare_with_file(build(name, small=True), tmp_path)
 
 
 @pytest.mark.slow
@@ -98,17 +116,17 @@ def test_each_kind_of_model_gives_the_same_from_its_file(name, tmp_path):
 )
 def test_detectors_without_masks(name, kind, tmp_path):
     no_masks = {'model.roi_head.mask_head': None, 'model.roi_head.mask_roi_extractor': None}
-    compare_with_file(build(name, **{'model.type': kind, **no_masks}), name, tmp_path)
+    compare_with_file(build(name, small=True, **{'model.type': kind, **no_masks}), tmp_path)
 
 
-def compare_with_file(model, name, tmp_path):
+def compare_with_file(model, tmp_path):
     graph = graphs.graph_of(model)
     exporter.write(graph, tmp_path / 'model.onnx', {})
     nodes = onnx.load(tmp_path / 'model.onnx').graph.node
     assert not {node.op_type for node in nodes} & {'If', 'Loop', 'Scan'}
     assert {node.domain for node in nodes} <= {'', 'ai.onnx'}
     session = onnxruntime.InferenceSession(tmp_path / 'model.onnx')
-    for size in proof.SIZES if 'digits' in name else (*SMALL_SIZES, *LARGE_SIZES):
+    for size in (*SMALL_SIZES, LARGE_SIZE):
         image = proof.made_image(*size)
         outputs = session.run(None, {'image': proof.batch_of(image).numpy()})
         found = dict(zip(graph.outputs, outputs, strict=True))
@@ -207,6 +225,38 @@ def test_open_pooling_is_adaptive_pooling():
             torch.testing.assert_close(graphs.OpenPooling((pooled, pooled))(x), nn.AdaptiveAvgPool2d(pooled)(x))
 
 
+def names_in_integers(model):
+    """Names of the nodes that take an activation in integers."""
+    integers = {node.output[0] for node in model.graph.node if node.op_type == 'DequantizeLinear'}
+    return ' '.join(node.name for node in model.graph.node if node.input and node.input[0] in integers)
+
+
+def test_integers_are_for_products_with_weights(small_sizes, tmp_path):
+    images = [proof.made_image(*size) for size in SMALL_SIZES]
+    model = build('upernet_mpvit_t_digits', small=True)
+    export(model, tmp_path / 'float.onnx')
+    lines = export(model, tmp_path / 'int8.onnx', calibration=images)
+    assert lines[-2].endswith('in common on 2 images')
+    names = names_in_integers(onnx.load(tmp_path / 'int8.onnx'))
+    assert '/patch_embeds.0/pwconv/' in names
+    assert '/attn/qkv/' in names
+    assert '/mlp/fc1/' in names
+    assert 'conv_seg' not in names
+    files = [Model(tmp_path / f'{name}.onnx') for name in ('float', 'int8')]
+    assert files[0].metadata == files[1].metadata
+    found = evaluation.agreement(*files, images)
+    assert 0.9 < found < 1
+
+
+def test_half_takes_half_the_room(mask_rcnn):
+    path = smaller.halve(mask_rcnn)
+    assert 0.49 < path.stat().st_size / mask_rcnn.stat().st_size < 0.6
+    before, after = Model(mask_rcnn), Model(path)
+    image = proof.made_image(160, 200)
+    assert evaluation.agreement(before, after, [image]) > 0.9
+    assert not np.array_equal(before(image).scores, after(image).scores)
+
+
 @pytest.mark.parametrize(
     ('name', 'options', 'message'),
     [
@@ -226,6 +276,40 @@ def test_what_cannot_be_exported_is_refused(name, options, message, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def own_annotations(model, dataset):
+    """A COCO file's content, in which every other thing that a model finds is an object."""
+    images, objects = [], []
+    for i in range(len(dataset)):
+        sample = dataset[i]['data_samples']
+        height, width = sample.ori_shape
+        images.append(dict(id=sample.img_id, file_name=Path(sample.img_path).name, height=height, width=width))
+        found = proof.computed(model, cv2.imread(sample.img_path)[..., ::-1])
+        result = Result([], np.zeros((0, 3)), *(found[name][::2] for name in ('boxes', 'scores', 'labels', 'masks')))
+        objects += coco_annotations(result, sample.img_id)
+    numbered = [{**each, 'id': number} for number, each in enumerate(objects, 1)]
+    categories = [dict(id=label, name=str(label)) for label in range(10)]
+    return dict(images=images, annotations=numbered, categories=categories)
+
+
+def test_metrics_are_those_of_the_toolbox(digits, mask_rcnn, tmp_path):
+    """The exported model through ``runtime.py`` beside mmdet's test, on objects that the model finds itself."""
+    model = build('maskrcnn_mpvit_t_digits')
+    config = model.cfg
+    dataset_cfg = config.test_dataloader.dataset
+    dataset_cfg.data_root = f'{digits}/'
+    annotations = tmp_path / 'annotations.json'
+    annotations.write_text(json.dumps(own_annotations(model, DATASETS.build(dataset_cfg))))
+    dataset_cfg.ann_file = config.test_evaluator.ann_file = str(annotations)
+    config.work_dir = str(tmp_path)
+    expected = Runner(model, **{key: config[key] for key in RUNNER_KEYS}).test()
+    found = evaluation.evaluate(Model(mask_rcnn), config)
+    assert 0.3 < expected['coco/bbox_mAP'] < 0.9
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+RUNNER_KEYS = ('work_dir', 'test_dataloader', 'test_evaluator', 'test_cfg', 'default_scope')
+
+
 def run(command):
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
@@ -236,8 +320,11 @@ def test_command_exports_a_checkpoint(tmp_path):
     meta = dict(dataset_meta=dict(classes=list('abcdefghijk')))
     torch.save(dict(state_dict=model.state_dict(), meta=meta), tmp_path / 'a.pth')
     command = [sys.executable, 'tools/export.py', 'configs/upernet_mpvit_t_digits.py']
-    done = run([*command, tmp_path / 'a.pth', '-o', tmp_path / 'a.onnx'])
+    cv2.imwrite(str(tmp_path / 'a.png'), proof.made_image(96, 120))
+    done = run([*command, tmp_path / 'a.pth', '-o', tmp_path / 'a.onnx', '--int8', tmp_path, '--half'])
     assert done.returncode == 0, done.stderr
+    assert '8-bit integers, by 1 images' in done.stdout
+    assert (tmp_path / 'a.onnx').stat().st_size < 0.5 * (tmp_path / 'a.pth').stat().st_size
     assert done.stdout.splitlines()[-1].startswith(str(tmp_path / 'a.onnx'))
     assert Model(tmp_path / 'a.onnx').metadata['classes'] == list('abcdefghijk')
     failed = run([*command, tmp_path / 'b.pth', '-o', tmp_path / 'b.onnx'])

@@ -10,6 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import numpy as np
 from mmengine.config import Config
 
 from mmvit.checkpoints.trained import load_trained
@@ -21,11 +22,12 @@ def main() -> None:
     args = parse_args()
     try:
         check_packages()
-        images = [read_image(path)[..., ::-1] for path in image_paths(args.images)]
+        images, calibration = (read_images(folder) for folder in (args.images, args.int8))
         config = Config.fromfile(args.config)
         model, meta = load_trained(config, args.checkpoint)
         names = {key: meta[key] for key in ('classes', 'palette') if key in meta}
-        export(model, args.out, config=config, with_logits=args.logits, images=images, **names)
+        smaller = dict(half=args.half, calibration=calibration)
+        export(model, args.out, config=config, with_logits=args.logits, images=images, **smaller, **names)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         sys.exit(f'nothing written: {error}')
 
@@ -37,15 +39,19 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('-o', '--out', default='model.onnx', help='the file (default: %(default)s)')
     parser.add_argument('--logits', action='store_true', help='a segmenter returns its logits too')
     parser.add_argument('--images', type=Path, help='folder of images for the proof, beside made ones')
+    parser.add_argument('--half', action='store_true', help='store the weights in 16 bits: half the size')
+    parser.add_argument(
+        '--int8', type=Path, metavar='FOLDER', help='compute in 8-bit integers, calibrated by its images (%(metavar)s)'
+    )
     return parser.parse_args()
 
 
-def image_paths(folder: Path | None) -> list[Path]:
-    """The images of a folder."""
+def read_images(folder: Path | None) -> list[np.ndarray]:
+    """The images (H, W, 3) of a folder, RGB."""
     if folder is None:
         return []
     if paths := sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES):
-        return paths
+        return [read_image(path)[..., ::-1] for path in paths]
     raise FileNotFoundError(f'{folder} has no images ({", ".join(IMAGES)})')
 
 

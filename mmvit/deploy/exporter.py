@@ -44,9 +44,14 @@ def export(
     palette: Sequence[Sequence[int]] | None = None,
     with_logits: bool = False,
     images: Sequence[np.ndarray] = (),
+    half: bool = False,
+    calibration: Sequence[np.ndarray] = (),
     log: Callable[[str], None] = print,
 ) -> None:
     """Write a model as an ONNX file, after showing that it gives what the model gives.
+
+    The proof is of the file in float32. With ``half`` or ``calibration`` a smaller one is made of it, and ``log`` takes
+    the accuracy of both.
 
     Args:
         model: One of mmvit's backbones, or a RetinaNet, Faster, Mask or Cascade R-CNN of mmdet, or an EncoderDecoder of
@@ -58,6 +63,9 @@ def export(
         palette: Their colours, RGB.
         with_logits: A segmenter returns its logits too.
         images: RGB images (H, W, 3), uint8, for the proof, beside made ones.
+        half: Store the weights in 16 bits.
+        calibration: RGB images (H, W, 3), uint8: then the file computes in 8-bit integers, with the ranges that
+            activations have in these images.
         log: Takes a line for each step.
 
     Raises:
@@ -72,7 +80,10 @@ def export(
     if path.suffix != '.onnx':
         raise ValueError(f'the name of the file must end in .onnx, not {path.name}')
     graph: Any = graph_of(model, with_logits)
-    metadata = describe(model, graph, config or getattr(model, 'cfg', None), classes, palette)
+    config = config or getattr(model, 'cfg', None)
+    metadata = describe(model, graph, config, classes, palette)
+    if calibration and metadata['task'] == 'features':
+        raise ValueError('8-bit integers are for detectors and segmenters: a bare backbone has no images of its own')
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix='.export-') as folder:
         file = Path(folder) / path.name
@@ -84,8 +95,28 @@ def export(
             model = proof.lenient(model)
             write(graph_of(model), file.with_stem('lenient'), metadata)
             proof.prove(model, file.with_stem('lenient'), images, log)
+        if half or calibration:
+            file = make_smaller(file, config, half, calibration, log)
         file.replace(path)
     log(f'{path}: {path.stat().st_size / 1e6:.1f} MB, opset {OPSET}')
+
+
+def make_smaller(
+    file: Path, config: Config | None, half: bool, calibration: Sequence[np.ndarray], log: Callable[[str], None]
+) -> Path:
+    """A smaller file beside a proven one. ``log`` takes what it costs."""
+    from mmvit.deploy import evaluation, smaller  # noqa: PLC0415  they need onnx and onnxruntime
+
+    made = file
+    if calibration:
+        log(f'8-bit integers, by {len(calibration)} images')
+        made = smaller.quantise(made, calibration)
+    if half:
+        log('weights in 16 bits')
+        made = smaller.halve(made)
+    if config is not None:
+        evaluation.compare(file, made, config, calibration, log)
+    return made
 
 
 def check_packages() -> None:
@@ -96,12 +127,12 @@ def check_packages() -> None:
         raise ImportError(f"export needs {' and '.join(missing)}: pip install 'mmvit[deploy]'")
 
 
-def write(graph: Any, path: Path, metadata: Mapping[str, Any]) -> None:
-    """Record a graph into an ONNX file with open sizes, and put the metadata in."""
+def write(graph: Any, path: Path, metadata: Mapping[str, Any], size: tuple[int, int] = EXAMPLE) -> None:
+    """Record a graph at this height and width into an ONNX file with open sizes, and put the metadata in."""
     import onnx  # noqa: PLC0415  an extra
 
     batch = 2 if has_open_batch(graph) else 1
-    image = torch.rand(batch, input_channels(graph), *EXAMPLE) * 255
+    image = torch.rand(batch, input_channels(graph), *size) * 255
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of the tracer, on each branch over a size; the proof is what counts
         logging.getLogger('torch.onnx').setLevel(logging.ERROR)

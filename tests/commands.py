@@ -1,7 +1,9 @@
 """Runs the commands that a user types."""
 
+import importlib
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +23,14 @@ def run(*command: object, **kwargs) -> str:
     )
     assert result.returncode == 0, f'{" ".join(words)}\n{result.stdout[-6000:]}'
     return result.stdout
+
+
+def train_here(monkeypatch, toolbox: str, *arguments: object) -> None:
+    """The program that ``mim train`` starts for mmdet or mmseg, in this process: it starts ten seconds sooner."""
+    program = Path(importlib.import_module(toolbox).__file__).parent / '.mim' / 'tools' / 'train.py'
+    monkeypatch.setattr(sys, 'argv', ['train.py', *map(str, arguments)])
+    monkeypatch.setattr('mmengine.config.config.FormatCode', lambda text, **_: (text, True))  # half of the time
+    runpy.run_path(str(program), run_name='__main__')
 
 
 def scalars(work_dir: Path, key: str) -> list[float]:

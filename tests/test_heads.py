@@ -5,18 +5,15 @@ The segmenters' are in test_heads_seg.py.
 
 import json
 import math
-import runpy
 import sys
 from copy import deepcopy
 from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
 
-import mmdet
 import numpy as np
 import pytest
 import torch
-from commands import MMDET, run, scalars
+from commands import MMDET, run, scalars, train_here
 from families import FAMILIES
 from mmcv import imwrite
 from mmdet.datasets import CocoPanopticDataset
@@ -333,7 +330,7 @@ def test_trains_resumes_and_is_evaluated(name, coco, tmp_path, monkeypatch):
         if name == 'atss_mpvit_s' and epochs == 1:
             run('mim', 'train', MMDET, path, '--work-dir', work_dir, *options)
         else:
-            train(monkeypatch, path, '--work-dir', work_dir, *options)
+            train_here(monkeypatch, 'mmdet', path, '--work-dir', work_dir, *options)
     losses = scalars(work_dir, 'loss')
     assert len(losses) == 4
     assert all(map(math.isfinite, losses))
@@ -341,18 +338,12 @@ def test_trains_resumes_and_is_evaluated(name, coco, tmp_path, monkeypatch):
     assert len(scalars(work_dir, metric)) == 2
 
 
-def train(monkeypatch, *arguments):
-    """The program that ``mim train mmdet`` starts, in this process."""
-    program = Path(mmdet.__file__).parent / '.mim' / 'tools' / 'train.py'
-    monkeypatch.setattr(sys, 'argv', ['train.py', *map(str, arguments)])
-    monkeypatch.setattr('mmengine.config.config.FormatCode', lambda text, **_: (text, True))  # half of the time
-    runpy.run_path(str(program), run_name='__main__')
-
-
 def test_a_module_that_is_missing(tmp_path, coco, monkeypatch, capsys):
     """The sentence comes before mmdet's error, which tells to install from a repository."""
     monkeypatch.setitem(sys.modules, 'panopticapi', None)
     with pytest.raises(SystemExit):
-        train(monkeypatch, write_training('panoptic_fpn_mpvit_s', coco, tmp_path, 1), '--work-dir', tmp_path)
+        train_here(
+            monkeypatch, 'mmdet', write_training('panoptic_fpn_mpvit_s', coco, tmp_path, 1), '--work-dir', tmp_path
+        )
     said = capsys.readouterr().out.strip().splitlines()[-1]
     assert said == 'panopticapi is missing: run `pip install --no-deps panopticapi-lite`.'

@@ -23,14 +23,15 @@ def test_message_hub_survives(tmp_path):
     hub.update_scalar('train/loss', 1.5)
     hub.update_scalar('train/loss', 2.5)
     hub.update_info('epoch', 3)
-    hub.update_info('best', np.float64(0.5))  # metrics of a validation are NumPy scalars
+    best = [np.float64(0.5), np.float32(0.5)]  # metrics of a validation are NumPy scalars: mmdet's and mmseg's
+    hub.update_info('best', best)
     torch.save({'message_hub': hub.state_dict(), 'weights': torch.ones(2)}, tmp_path / 'epoch_1.pth')
     loaded = torch.load(tmp_path / 'epoch_1.pth', weights_only=True)
     buffer = loaded['message_hub']['log_scalars']['train/loss']
     assert isinstance(buffer, HistoryBuffer)
     assert (buffer.mean(), buffer.min(), buffer.current()) == (2.0, 1.5, 2.5)
     assert buffer.statistics('max') == 2.5
-    assert loaded['message_hub']['runtime_info']['best'] == 0.5
+    assert loaded['message_hub']['runtime_info']['best'] == best
 
 
 @pytest.mark.parametrize(

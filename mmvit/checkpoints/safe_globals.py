@@ -34,6 +34,7 @@ def allow_mmengine_checkpoints() -> None:
             HistoryBuffer,
             np.ndarray,
             np.dtype,
+            np.dtypes.Float32DType,  # mmseg's best score
             np.dtypes.Float64DType,
             np.dtypes.Int64DType,
             # Their names in a pickle depend on the version of NumPy, 1 or 2, that wrote it.

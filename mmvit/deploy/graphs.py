@@ -80,7 +80,7 @@ class Segmenter(nn.Module):
         self.preprocessing = Preprocessing(model.data_preprocessor, padding.get('size_divisor') or 1, min_size(model))
         self.backbone = model.backbone
         self.neck = model.neck if model.with_neck else nn.Identity()
-        self.head = with_open_pooling(model.decode_head)
+        self.head = with_open_sizes(model.decode_head)
         self.align_corners = model.align_corners
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -119,12 +119,20 @@ class OpenPooling(nn.Module):
         return inside / inside.sum(1, keepdim=True)
 
 
-def with_open_pooling(module: nn.Module) -> nn.Module:
-    """The module, in which each ``nn.AdaptiveAvgPool2d`` becomes an :class:`OpenPooling`."""
+def with_open_sizes(module: nn.Module) -> nn.Module:
+    """The module without the layers that a recording fixes at one size.
+
+    ``nn.AdaptiveAvgPool2d`` becomes :class:`OpenPooling`. mmseg's ``Upsample``, which makes sizes integers, becomes
+    PyTorch's.
+    """
+    from mmseg.models.utils import Upsample  # noqa: PLC0415  a detector needs no mmseg
+
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.AdaptiveAvgPool2d):
                 setattr(parent, name, OpenPooling(to_2tuple(child.output_size)))
+            elif isinstance(child, Upsample) and child.scale_factor:
+                setattr(parent, name, nn.Upsample(None, child.scale_factor, child.mode, child.align_corners))
     return module
 
 

@@ -52,6 +52,12 @@ class Family:
     def smallest(self) -> str:
         return next(iter(self.parameters))
 
+    @property
+    def shallow(self) -> dict[str, Any]:
+        """The quick arch with one block a stage (and path)."""
+        depths = 'num_layers' if 'num_layers' in self.small else 'depths'
+        return {**self.small, depths: (1, 1, 1, 1)}
+
     def build(self, **kwargs: Any) -> Backbone:
         """The quick arch with fixed random weights, and batch statistics that are not trivial."""
         torch.manual_seed(0)

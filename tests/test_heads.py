@@ -9,11 +9,12 @@ import sys
 from copy import deepcopy
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from commands import MMDET, run, scalars, train_here
+from commands import MMDET, program, run, run_here, scalars
 from families import FAMILIES
 from mmcv import imwrite
 from mmdet.datasets import CocoPanopticDataset
@@ -330,20 +331,24 @@ def test_trains_resumes_and_is_evaluated(name, coco, tmp_path, monkeypatch):
         if name == 'atss_mpvit_s' and epochs == 1:
             run('mim', 'train', MMDET, path, '--work-dir', work_dir, *options)
         else:
-            train_here(monkeypatch, 'mmdet', path, '--work-dir', work_dir, *options)
+            run_here(monkeypatch, program('mmdet', 'train.py'), path, '--work-dir', work_dir, *options)
     losses = scalars(work_dir, 'loss')
     assert len(losses) == 4
     assert all(map(math.isfinite, losses))
     metric = 'coco_panoptic/PQ' if 'panoptic' in name else 'coco/segm_mAP' if 'mask2former' in name else 'coco/bbox_mAP'
     assert len(scalars(work_dir, metric)) == 2
+    if name == 'dino_mpvit_s':
+        sheet = tmp_path / 'sheet.png'
+        checkpoint = (work_dir / 'last_checkpoint').read_text()
+        run_here(monkeypatch, Path('tools/draw_predictions.py'), path, checkpoint, sheet, '--score', 0)
+        assert sheet.stat().st_size > 10_000
 
 
 def test_a_module_that_is_missing(tmp_path, coco, monkeypatch, capsys):
     """The sentence comes before mmdet's error, which tells to install from a repository."""
     monkeypatch.setitem(sys.modules, 'panopticapi', None)
+    mine = write_training('panoptic_fpn_mpvit_s', coco, tmp_path, 1)
     with pytest.raises(SystemExit):
-        train_here(
-            monkeypatch, 'mmdet', write_training('panoptic_fpn_mpvit_s', coco, tmp_path, 1), '--work-dir', tmp_path
-        )
+        run_here(monkeypatch, program('mmdet', 'train.py'), mine, '--work-dir', tmp_path)
     said = capsys.readouterr().out.strip().splitlines()[-1]
     assert said == 'panopticapi is missing: run `pip install --no-deps panopticapi-lite`.'

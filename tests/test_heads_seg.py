@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from commands import run, scalars, train_here
+from commands import program, run, run_here, scalars
 from families import FAMILIES
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
@@ -159,7 +159,7 @@ def test_segmenter_trains_is_evaluated_and_goes_on(name, ade, tmp_path, monkeypa
         if name.startswith('fpn') and iterations == 2:
             run('mim', 'train', 'mmseg', path, '--work-dir', work_dir, *options)
         else:
-            train_here(monkeypatch, 'mmseg', path, '--work-dir', work_dir, *options)
+            run_here(monkeypatch, program('mmseg', 'train.py'), path, '--work-dir', work_dir, *options)
     losses, accuracies = scalars(work_dir, 'loss'), scalars(work_dir, 'mIoU')
     assert (len(losses), len(accuracies)) == (3, 2)
     assert all(map(math.isfinite, losses + accuracies))

@@ -113,10 +113,9 @@ class Counter(Hook):
 
 
 def shallow(family, **options):
-    """A small backbone of one block a stage (and path), without statistics of the batch."""
-    depths = 'num_layers' if 'num_layers' in family.small else 'depths'
+    """A small backbone without statistics of the batch."""
     options |= dict(norm_eval=True) if family.has_batch_norm else {}
-    return family.build(arch=dict(family.small, **{depths: (1, 1, 1, 1)}), **options)
+    return family.build(arch=family.shallow, **options)
 
 
 @pytest.mark.slow

@@ -54,7 +54,8 @@ def draw(visualizer: DetLocalVisualizer, path: str, result: DetDataSample, side:
     size = (round(height * factor), round(width * factor))
     instances = result.pred_instances
     instances.bboxes = instances.bboxes * factor
-    instances.masks = interpolate(instances.masks[None].float(), size)[0].bool()
+    if 'masks' in instances:
+        instances.masks = interpolate(instances.masks[None].float(), size)[0].bool()
     image = mmcv.imresize(image, size[::-1], interpolation='bicubic')
     visualizer.add_datasample('', image, result, draw_gt=False, pred_score_thr=score)
     return visualizer.get_image()

@@ -233,7 +233,8 @@ def names_in_integers(model):
 
 def test_integers_are_for_products_with_weights(small_sizes, tmp_path):
     images = [proof.made_image(*size) for size in SMALL_SIZES]
-    model = build('upernet_mpvit_t_digits', small=True)
+    nowhere = {'test_dataloader.dataset.data_root': str(tmp_path)}  # else there may be the data of the demonstration
+    model = build('upernet_mpvit_t_digits', small=True, **nowhere)
     export(model, tmp_path / 'float.onnx')
     lines = export(model, tmp_path / 'int8.onnx', calibration=images)
     assert lines[-2].endswith('in common on 2 images')

@@ -28,10 +28,12 @@ class Work:
     Args:
         multiply_adds: Of matrix products, convolutions and attention; one multiplication with its addition is one.
         traffic: Bytes that the operators read and write, if none finds its input in a cache and views cost nothing.
+        kernels: Operators that are no views. Each is a kernel on a GPU, or more than one.
     """
 
     multiply_adds: int
     traffic: int
+    kernels: int = 0
 
 
 def count_work(function: Callable[..., Any], *args: Any) -> Work:
@@ -39,15 +41,16 @@ def count_work(function: Callable[..., Any], *args: Any) -> Work:
     flops = FlopCounterMode(display=False, custom_mapping=OWN_FORMULAS)
     with _Traffic() as traffic, flops:  # the counter, entered last, splits operators first
         function(*args)
-    return Work(flops.get_total_flops() // 2, traffic.bytes)
+    return Work(flops.get_total_flops() // 2, traffic.bytes, traffic.kernels)
 
 
 class _Traffic(TorchDispatchMode):
-    """Sums up the bytes of all operators' inputs and outputs."""
+    """Counts the operators that are no views, and sums up the bytes of their inputs and outputs."""
 
     def __init__(self) -> None:
         super().__init__()
         self.bytes = 0
+        self.kernels = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -57,6 +60,7 @@ class _Traffic(TorchDispatchMode):
         is_view = not func._schema.is_mutable and any(t.untyped_storage()._cdata in owned for t in outputs)
         if not is_view and 'empty' not in func.__name__:
             self.bytes += sum(map(_bytes, inputs + outputs))
+            self.kernels += 1
         return out
 
 

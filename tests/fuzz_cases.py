@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from families import FAMILIES
+from families import FAMILIES, Family
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -160,9 +160,10 @@ def cases(
     dtypes: Sequence[torch.dtype] = DTYPES,
     batches: st.SearchStrategy[int] = BATCHES,
     sides: st.SearchStrategy[int] = SIDES,
+    families: Sequence[Family] = tuple(FAMILIES),
     **fixed: Any,
 ) -> Case:
-    """Any network of any family with any of its options, and any images for it.
+    """Any network of these families with any of its options, and any images for it.
 
     Args:
         draw: Of Hypothesis.
@@ -170,9 +171,10 @@ def cases(
         dtypes: To choose from; under autocast it is float32.
         batches: Numbers of images.
         sides: Of the images, in pixels.
+        families: To choose from.
         fixed: Options that all networks have which take them.
     """
-    family = draw(st.sampled_from(FAMILIES))
+    family = draw(st.sampled_from(families))
     names = [name for name in inspect.signature(family.cls).parameters if name not in ('arch', 'init_cfg')]
     options = {name: draw(OPTIONS[name]) for name in names}
     options |= {name: value for name, value in fixed.items() if name in options}

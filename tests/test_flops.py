@@ -123,3 +123,9 @@ def test_checkpointing_counts_what_is_recomputed():
         return multiply_adds(lambda: sum(out.sum() for out in model(torch.zeros(1, 3, 64, 64))).backward())
 
     assert step(with_cp=True) > 1.1 * step(with_cp=False)
+
+
+def test_kernels():
+    a, b = torch.rand(4, 5), torch.rand(5, 6)
+    assert count_work(lambda: torch.relu(a @ b)).kernels == 2
+    assert count_work(lambda: a.t().reshape(2, 10)[:1]).kernels == 1  # the copy

@@ -13,13 +13,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
-from mmdet.registry import MODELS
-from mmdet.utils import register_all_modules
-from mmengine.hub import get_config
+from benchmark import Job, find_builder
 from torch import Tensor, nn
+from write_tables import markdown
 
 from mmvit.flops import Work, count_work
-from mmvit.models import MPViT, PyramidTNT, RegionViT
 
 # An H100 SXM: bytes and operations a second as published, and the time to start a kernel from Python as assumed.
 BANDWIDTH = 3.0e12
@@ -27,41 +25,27 @@ PEAK = 989e12
 LAUNCH = 5e-6
 SIZE = (800, 1333)
 BATCHES = (1, 2)
-SWIN = 'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py'
-HEADER = ('network', 'batch', 'pass', 'kernels', 'GB', 'GFLOP', 'bytes, ms', 'products, ms', 'starts, ms', 'x Swin-T')
+HEADER = ['network', 'batch', 'pass', 'kernels', 'GB', 'GFLOP', 'bytes, ms', 'products, ms', 'starts, ms', 'x Swin-T']
+NETWORKS = {  # as tools/benchmark.py calls them
+    'Swin-T': 'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py',
+    'MPViT-S': 'mpvit_small',
+    'PyramidTNT-S': 'pyramid_tnt_small',
+    'RegionViT-S': 'regionvit_small',
+}
 
 
 def main() -> None:
-    for row in table():
-        print(f'| {" | ".join(row)} |')
+    print(markdown([HEADER, *rows()]))
 
 
-def table() -> Iterator[tuple[str, ...]]:
-    """Rows of the table, with its header."""
-    yield HEADER
-    yield ('---',) * len(HEADER)
+def rows() -> Iterator[list[str]]:
+    """A row for each network, batch and pass."""
     swin: dict[tuple[str, ...], float] = {}
-    for name, make in networks().items():
-        for numbers, times in costs(make):
+    for name, model in NETWORKS.items():
+        for numbers, times in costs(find_builder(Job(model))):
             swin.setdefault(numbers[:2], max(times))  # Swin-T comes first
             ratio = max(times) / swin[numbers[:2]]
-            yield (name, *numbers, *(f'{1e3 * time:.2f}' for time in times), f'{ratio:.2f}')
-
-
-def networks() -> dict[str, Callable[[], nn.Module]]:
-    return {
-        'Swin-T': swin_tiny,
-        'MPViT-S': lambda: MPViT('small'),
-        'PyramidTNT-S': lambda: PyramidTNT('small'),
-        'RegionViT-S': lambda: RegionViT('small'),
-    }
-
-
-def swin_tiny() -> nn.Module:
-    register_all_modules()
-    config = get_config(SWIN).model.backbone
-    config.init_cfg = None
-    return MODELS.build(config)
+            yield [name, *numbers, *(f'{1e3 * time:.2f}' for time in times), f'{ratio:.2f}']
 
 
 def costs(make: Callable[[], nn.Module]) -> Iterator[tuple[tuple[str, ...], tuple[float, ...]]]:

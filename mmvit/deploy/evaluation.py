@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
+from torchvision.ops import box_iou
 
 from mmvit.deploy.runtime import Model, Result
 
@@ -88,16 +89,8 @@ def in_common(one: Result, other: Result) -> tuple[float, float]:
     if one.classes is not None:
         return np.sum(one.classes == other.classes), one.classes.size
     first, second = (np.flatnonzero(result.scores >= SCORE) for result in (one, other))
-    same = overlaps(one.boxes[first], other.boxes[second]) >= OVERLAP
+    overlaps = box_iou(torch.from_numpy(one.boxes[first]), torch.from_numpy(other.boxes[second])).numpy()
+    same = overlaps >= OVERLAP
     same &= one.labels[first, None] == other.labels[second]
     pairs = min(same.any(0).sum(), same.any(1).sum())
     return pairs, (len(first) + len(second)) / 2
-
-
-def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Intersection over union of boxes (N, 4) and (M, 4): (N, M)."""
-    low = np.maximum(first[:, None, :2], second[:, :2])
-    high = np.minimum(first[:, None, 2:], second[:, 2:])
-    shared = np.prod((high - low).clip(0), axis=-1)
-    areas = [np.prod(boxes[:, 2:] - boxes[:, :2], axis=-1) for boxes in (first, second)]
-    return shared / (areas[0][:, None] + areas[1] - shared).clip(1e-6)

@@ -63,19 +63,21 @@ def quantise(source: Path, images: Iterable[np.ndarray]) -> Path:
         source: The exported file.
         images: RGB images (H, W, 3), uint8, for the ranges of the activations.
     """
-    target = beside(source, 'int8')
+    target, model = beside(source, 'int8'), onnx.load(source)
     logging.disable(logging.WARNING)  # its hints concern files that were not folded when they were written
-    quantize_static(
-        source,
-        target,
-        Images(source, images),
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        op_types_to_quantize=list(INTEGERS),
-        nodes_to_exclude=float_nodes(onnx.load(source)),
-    )
-    logging.disable(logging.NOTSET)
+    try:
+        quantize_static(
+            source,
+            target,
+            Images(metadata_of(model).get('resize'), images),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            op_types_to_quantize=list(INTEGERS),
+            nodes_to_exclude=float_nodes(model),
+        )
+    finally:
+        logging.disable(logging.NOTSET)
     return target
 
 
@@ -92,8 +94,7 @@ def float_nodes(model: onnx.ModelProto) -> list[str]:
 class Images(CalibrationDataReader):
     """Gives onnxruntime's quantiser one image after another, as a file takes them."""
 
-    def __init__(self, path: Path, images: Iterable[np.ndarray]) -> None:
-        rule = metadata_of(onnx.load(path)).get('resize')
+    def __init__(self, rule: Any, images: Iterable[np.ndarray]) -> None:
         self.inputs = iter(resize(image, rule).transpose(2, 0, 1)[None].astype(np.float32) for image in images)
 
     def get_next(self) -> dict[str, np.ndarray] | None:

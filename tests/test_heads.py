@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from commands import MMDET, program, run, run_here, scalars
-from families import FAMILIES
+from families import with_quick_arch
 from mmcv import imwrite
 from mmdet.datasets import CocoPanopticDataset
 from mmdet.evaluation import INSTANCE_OFFSET
@@ -75,9 +75,7 @@ def small(name):
     config.model = shrunk(config.model, SMALL_MODEL)
     for part in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         config[part] = shrunk(config[part], SMALL_DATA)
-    backbone = config.model.backbone
-    (backbone.arch,) = (f.small for f in FAMILIES if f'mmvit.{f.cls.__name__}' == backbone.type)
-    fed(config.model).in_channels = list(MODELS.build(deepcopy(backbone)).out_channels)
+    fed(config.model).in_channels = with_quick_arch(config.model.backbone)
     return config
 
 

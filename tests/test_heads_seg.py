@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from commands import program, run, run_here, scalars
-from families import FAMILIES
+from families import with_quick_arch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
@@ -36,12 +36,9 @@ def shrunk(name):
     config = Config.fromfile(f'configs/{name}.py')
     init_default_scope('mmseg')
     model = config.model
-    family = next(family for family in FAMILIES if f'_{family.name}_' in name)
-    model.backbone.arch = family.small
     if 'norm_cfg' in model.backbone:
         model.backbone.norm_cfg.type = 'BN'
-    channels = list(MODELS.build(deepcopy(model.backbone)).out_channels)
-    (model.neck if 'neck' in model else model.decode_head).in_channels = channels
+    (model.neck if 'neck' in model else model.decode_head).in_channels = with_quick_arch(model.backbone)
     if name in MASK2FORMERS:
         model.decode_head.pixel_decoder.encoder.num_layers = ENCODER_LAYERS
         model.decode_head.transformer_decoder.num_layers = DECODER_LAYERS

@@ -7,6 +7,7 @@ works from mmdet, mmseg and plain mmengine configs without any import.
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as ROOT_OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import STRATEGIES as ROOT_STRATEGIES
 from mmengine.registry import WEIGHT_INITIALIZERS as ROOT_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
 
@@ -21,6 +22,7 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     scope='mmvit',
     locations=['mmvit.optim'],
 )
+STRATEGIES = Registry('strategy', parent=ROOT_STRATEGIES, scope='mmvit', locations=['mmvit.sharding'])
 
 
 def register(registry: Registry):

@@ -11,6 +11,8 @@ import torch
 from kill_training import kill_and_resume
 from toy_training import finish, losses, start, weights
 
+from mmvit.training.files import is_whole
+
 pytestmark = pytest.mark.slow
 
 ALL = pytest.mark.parametrize(
@@ -57,6 +59,21 @@ def test_resumed_equals_uninterrupted(loop, processes, workers, tmp_path):
     finish(trained)
     assert finish(start(tmp_path / 'parts', processes, **options, resume=True)) == [0] * processes
     assert_equal_trainings(tmp_path / 'whole', tmp_path / 'parts', processes)
+
+
+def test_a_sharded_training_is_resumed(tmp_path):
+    """FSDP; both files that the first part leaves, the last and the best one, are whole."""
+    options = dict(sharded=True, epochs=3)
+    assert finish(start(tmp_path / 'whole', 2, **options)) == [0] * 2
+    trained = start(tmp_path / 'parts', 2, **options, pause=0.1)
+    until((tmp_path / 'parts' / 'last_checkpoint').exists, trained)
+    for process in trained:
+        process.kill()
+    finish(trained)
+    assert all(is_whole(path) for path in (tmp_path / 'parts').glob('*.pth'))
+    assert finish(start(tmp_path / 'parts', 2, **options, resume=True)) == [0] * 2
+    assert losses(tmp_path / 'parts').keys() == losses(tmp_path / 'whole').keys()
+    assert_equal_trainings(tmp_path / 'whole', tmp_path / 'parts', 2)
 
 
 @pytest.mark.parametrize(('processes', 'workers'), [(1, 0), (1, 2), (2, 0)])

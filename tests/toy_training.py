@@ -18,7 +18,7 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, METRICS, MODELS
 from mmengine.registry import HOOKS as ALL_HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -30,6 +30,23 @@ HOOKS = dict(
     random_states=dict(type='mmvit.RandomStatesHook'),
     interrupt=dict(type='mmvit.InterruptHook'),
     check_setup=dict(type='mmvit.CheckSetupHook'),
+)
+
+
+# FSDP of two processes on a CPU. There PyTorch 2.13 dies where weights are gathered in one process alone, as the recipe
+# for GPUs lets it (``state_dict_cfg='full'``).
+EVERYWHERE = dict(rank0_only=False, offload_to_cpu=False)
+SHARDED = dict(
+    env_cfg=dict(dist_cfg=dict(backend='gloo')),
+    strategy=dict(
+        type='mmvit.ResumableFSDPStrategy',
+        model_wrapper=dict(type='MMFullyShardedDataParallel', device_id=torch.device('cpu')),
+        state_dict_cfg=dict(
+            state_dict_type='FULL_STATE_DICT',
+            state_dict_config=dict(type='FullStateDictConfig', **EVERYWHERE),
+            optim_state_dict_config=dict(type='FullOptimStateDictConfig', **EVERYWHERE),
+        ),
+    ),
 )
 
 
@@ -162,7 +179,8 @@ def weights(work_dir):
     """All tensors of a finished training: weights, averages, the optimizer's."""
     saved = torch.load((Path(work_dir) / 'last_checkpoint').read_text(), weights_only=True)
     moments = {f'{i}.{k}': v for i, state in saved['optimizer']['state'].items() for k, v in state.items()}
-    return {**saved['state_dict'], **{f'ema.{k}': v for k, v in saved['ema_state_dict'].items()}, **moments}
+    averages = {f'ema.{k}': v for k, v in saved.get('ema_state_dict', {}).items()}
+    return {**saved['state_dict'], **averages, **moments}
 
 
 def losses(work_dir, rank=0):
@@ -171,7 +189,7 @@ def losses(work_dir, rank=0):
     return {line['iter']: line for line in lines}
 
 
-def train(work_dir, environment, output, largest_file=None, **options):
+def train(work_dir, environment, output, largest_file=None, sharded=False, **options):
     """Train in this process, which is one of those that ``environment`` speaks of and writes no larger file."""
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
@@ -184,7 +202,10 @@ def train(work_dir, environment, output, largest_file=None, **options):
     if environment:
         dist.init_process_group('gloo')
         options.update(launcher='pytorch', model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None))
-    Runner.from_cfg(Config(settings(work_dir, **options))).train()
+    config = settings(work_dir, **options)
+    if sharded:
+        config.update(SHARDED, custom_hooks=[hook for hook in config['custom_hooks'] if hook['type'] != 'EMAHook'])
+    (FlexibleRunner if sharded else Runner).from_cfg(Config(config)).train()
 
 
 def start(work_dir, processes=1, **options):

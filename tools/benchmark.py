@@ -15,7 +15,7 @@ Options: @fp32 @bf16 @fp16 (weights and input), @bf16-amp @fp16-amp (autocast), 
     python tools/benchmark.py mpvit_small regionvit_small --sizes 400x667 800x1333 1600x2666 --plot area.png
     python tools/benchmark.py configs/maskrcnn_mpvit_s.py --part model --json detector.json
     python tools/benchmark.py pyramid_tnt_small --sizes 256 --batch 8 --profile
-    GOMP_SPINCOUNT=1000 python tools/benchmark.py mpvit_small --time-only --neighbours 1
+    python tools/benchmark.py mpvit_small --time-only --neighbours 1 --fit-threads
 
 Rounds are interleaved: each calls every model, in a new order. A measurement's first call is not counted (it finds
 another model's data in the caches). Training is a forward and a backward pass, without the optimizer. A whole detector
@@ -72,6 +72,7 @@ from torch.utils.benchmark import Timer
 from mmvit.environment import describe_operators, installed_versions
 from mmvit.flops import Work, count_work
 from mmvit.models.families import FAMILIES
+from mmvit.training.threads import FittingThreads
 
 OURS: dict[str, tuple[Any, str]] = {
     f'{cls.family_name}_{arch}': (cls, arch) for cls in FAMILIES for arch in cls.arch_zoo
@@ -291,6 +292,7 @@ def make_parser() -> argparse.ArgumentParser:
     add('--warmup', type=int, default=2, help='calls of each model before the rounds (default: %(default)s)')
     add('--min-time', type=float, default=0.2, help='seconds that a measurement takes at least (default: %(default)s)')
     add('--threads', type=int, default=torch.get_num_threads(), help='of the CPU (default: %(default)s)')
+    add('--fit-threads', action='store_true', help='as many as other processes leave CPUs, but not more')
     add('--neighbours', type=int, default=0, help='other processes that keep a CPU busy each (default: %(default)s)')
     add('--time-only', action='store_true', help='no memory, work and ceilings')
     add('--profile', action='store_true', help='the 20 operators that take longest in each model')
@@ -422,8 +424,9 @@ def benchmark(
     ]
     torch.compiler.reset()  # what was compiled for one size shall not make the next one's shapes dynamic
     runs = [attempt(i, partial(warmed_up, job, args.warmup)) for i, job in enumerate(jobs)]
+    threads = FittingThreads().fit if args.fit_threads else lambda: args.threads
     measurements = [
-        partial(attempt, i, partial(measure_seconds, run, args.threads, args.min_time)) for i, run in enumerate(runs)
+        partial(attempt, i, partial(measure_seconds, run, threads, args.min_time)) for i, run in enumerate(runs)
     ]
     times = interleave(measurements, args.rounds, end_round)
     if args.profile:
@@ -471,9 +474,9 @@ def ratios(times: Sequence[float], first: Sequence[float]) -> list[float]:
     return [own / reference for own, reference in zip(times, first, strict=True)] if first else []
 
 
-def measure_seconds(run: Callable[[], Any], threads: int, min_time: float) -> float:
+def measure_seconds(run: Callable[[], Any], threads: Callable[[], int], min_time: float) -> float:
     """Median seconds of a call; the GPU is waited for."""
-    timer = Timer('run()', globals={'run': run}, num_threads=threads)
+    timer = Timer('run()', globals={'run': run}, num_threads=threads())
     return timer.blocked_autorange(min_run_time=min_time).median
 
 
@@ -656,6 +659,7 @@ def describe_environment(args: argparse.Namespace) -> dict[str, Any]:
         'device': device,
         'CPU capability': torch.backends.cpu.get_cpu_capability(),
         'CPU threads': args.threads,
+        'fitted to the CPUs that others leave': args.fit_threads,
         'busy neighbours': args.neighbours,
         'fp32 matrix products': torch.get_float32_matmul_precision(),
         'operators': describe_operators(),

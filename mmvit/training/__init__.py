@@ -1,6 +1,6 @@
-"""Hooks that let a training survive: kills, full disks, signals, losses that are not finite, and a wrong start.
+"""Hooks that let a training survive: kills, full disks, signals, losses that are not finite, a wrong start, neighbours.
 
-Every recipe has all five (``configs/_base_/training_hooks.py``). A config over other bases takes them so::
+Every recipe has all six (``configs/_base_/training_hooks.py``). A config over other bases takes them so::
 
     default_hooks = dict(
         checkpoint=dict(type='mmvit.AtomicCheckpointHook'),
@@ -8,6 +8,7 @@ Every recipe has all five (``configs/_base_/training_hooks.py``). A config over 
         random_states=dict(type='mmvit.RandomStatesHook'),
         interrupt=dict(type='mmvit.InterruptHook'),
         check_setup=dict(type='mmvit.CheckSetupHook'),
+        threads=dict(type='mmvit.FitThreadsHook'),
     )
 """
 
@@ -16,5 +17,13 @@ from mmvit.training.finite import FiniteLossHook
 from mmvit.training.interruption import InterruptHook
 from mmvit.training.random_states import RandomStatesHook
 from mmvit.training.setup import CheckSetupHook
+from mmvit.training.threads import FitThreadsHook
 
-__all__ = ['AtomicCheckpointHook', 'CheckSetupHook', 'FiniteLossHook', 'InterruptHook', 'RandomStatesHook']
+__all__ = [
+    'AtomicCheckpointHook',
+    'CheckSetupHook',
+    'FiniteLossHook',
+    'FitThreadsHook',
+    'InterruptHook',
+    'RandomStatesHook',
+]

@@ -264,7 +264,7 @@ def test_each_round_is_printed_and_saved_when_it_ends(monkeypatch, capsys, tmp_p
 def test_threads_fit_the_cpus_that_others_leave(monkeypatch):
     seen = []
     monkeypatch.setattr(benchmark.FittingThreads, 'fit', lambda self: 5)
-    monkeypatch.setattr(benchmark, 'measure_seconds', lambda run, threads, _: seen.append(threads()) or 0.5)
+    monkeypatch.setattr(benchmark, 'measure_seconds', lambda run, threads, _: seen.append(threads) or 0.5)
     for options in ([], ['--fit-threads']):
         run_main(monkeypatch, 'test_benchmark:Fusing', '--threads', 1, *options)
     assert list(dict.fromkeys(seen)) == [1, 5]
@@ -298,7 +298,7 @@ def test_footprints_in_fresh_processes():
 
 def test_seconds_are_of_one_call():
     calls = []
-    seconds = benchmark.measure_seconds(lambda: calls.append(torch.ones(1000)), lambda: 1, 0.01)
+    seconds = benchmark.measure_seconds(lambda: calls.append(torch.ones(1000)), 1, 0.01)
     assert 0 < seconds < 0.01
     assert len(calls) >= 2
 

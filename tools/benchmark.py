@@ -424,10 +424,12 @@ def benchmark(
     ]
     torch.compiler.reset()  # what was compiled for one size shall not make the next one's shapes dynamic
     runs = [attempt(i, partial(warmed_up, job, args.warmup)) for i, job in enumerate(jobs)]
-    threads = FittingThreads().fit if args.fit_threads else lambda: args.threads
-    measurements = [
-        partial(attempt, i, partial(measure_seconds, run, threads, args.min_time)) for i, run in enumerate(runs)
-    ]
+    threads = FittingThreads().fit if args.fit_threads else torch.get_num_threads
+
+    def measure(run: Callable[[], Any]) -> float:
+        return measure_seconds(run, threads(), args.min_time)
+
+    measurements = [partial(attempt, i, partial(measure, run)) for i, run in enumerate(runs)]
     times = interleave(measurements, args.rounds, end_round)
     if args.profile:
         for i, (job, run) in enumerate(zip(jobs, runs, strict=True)):
@@ -474,9 +476,9 @@ def ratios(times: Sequence[float], first: Sequence[float]) -> list[float]:
     return [own / reference for own, reference in zip(times, first, strict=True)] if first else []
 
 
-def measure_seconds(run: Callable[[], Any], threads: Callable[[], int], min_time: float) -> float:
+def measure_seconds(run: Callable[[], Any], threads: int, min_time: float) -> float:
     """Median seconds of a call; the GPU is waited for."""
-    timer = Timer('run()', globals={'run': run}, num_threads=threads())
+    timer = Timer('run()', globals={'run': run}, num_threads=threads)
     return timer.blocked_autorange(min_run_time=min_time).median
 
 

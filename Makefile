@@ -1,5 +1,6 @@
 # make demo: train, test and draw a detector on the embedded data (BACKBONE=mpvit_t, regionvit_t or pyramid_tnt_t).
 # make test: lint and all tests in the default environment. make lanes: the other environments (tests/lanes).
+# make gpu: the tests and times of a GPU. make gpu-bundle: the wheels that it needs on a machine without a network.
 # make fuzz: many random cases of each property (CASES=350). make docs: the documentation as a site in site/.
 # The path of a version of Python, if it is there. Where pyenv is in use, its variable makes it answer.
 find = $(shell PYENV_VERSION=$(1) python$(1) -c 'import ensurepip, sys; print(sys.executable)' 2>/dev/null)
@@ -16,7 +17,7 @@ PLOT := $(BIN)/mim run mmdet analyze_logs plot_curve
 # What these packages say of one another on every start; it helps nobody here.
 export PYTHONWARNINGS := ignore
 
-.PHONY: demo test test-fast fuzz lint lanes image tables docs pins
+.PHONY: demo test test-fast fuzz gpu gpu-bundle lint lanes image tables docs pins
 .DELETE_ON_ERROR:
 
 demo: $(READY) data/digits/annotations/instances_val.json
@@ -42,6 +43,15 @@ CASES := 350
 fuzz: export MMVIT_FUZZ_CASES := $(CASES)
 fuzz: $(READY)
 	$(BIN)/pytest $(IN_PARALLEL) --timeout 0 tests/test_fuzz.py tests/test_fuzz_files.py
+
+# Not in .venv: it takes the machine's own PyTorch. PYTHON= names the Python that has it.
+gpu:
+	bash tools/gpu_report.sh
+
+PYTHON_VERSION := 3.12
+TORCH := 2.11.0
+gpu-bundle: $(READY)
+	$(BIN)/python tools/gpu_bundle.py $(PYTHON_VERSION) $(TORCH)
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -72,6 +72,12 @@ def computed(request, monkeypatch) -> str:
     return request.param
 
 
+@pytest.fixture
+def device() -> str:
+    """Where a test that is marked `gpu` computes: on the CPU, or where tools/gpu_report.py says."""
+    return os.environ.get('MMVIT_DEVICE', 'cpu')
+
+
 @pytest.fixture(scope='session')
 def digits(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp('data') / 'digits'

@@ -390,11 +390,12 @@ def apply(step, height, width):
     return Compose([step])(inputs(height, width))
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize('size', [(64, 96), (97, 65)])
-def test_training_step_and_prediction(family, size):
+def test_training_step_and_prediction(family, size, device):
     """The digits detector on one image, at a second size that no stride divides."""
     torch.manual_seed(0)
-    detector = MODELS.build(Config.fromfile(family.digits_config).model)
+    detector = MODELS.build(Config.fromfile(family.digits_config).model).to(device)
     data = dict(inputs=[torch.randint(256, (3, *size), dtype=torch.uint8)], data_samples=[sample(size)])
     losses = detector.train().forward(**detector.data_preprocessor(data, True), mode='loss')
     total, parts = detector.parse_losses(losses)
@@ -407,9 +408,10 @@ def test_training_step_and_prediction(family, size):
     assert prediction.pred_instances.masks.shape[1:] == size
 
 
+@pytest.mark.gpu
 @pytest.mark.slow
 @pytest.mark.parametrize('name', [name for name in NETWORKS if name not in LARGE + HEADS + SMALL_ONES])
-def test_every_network_takes_a_step_and_predicts(name):
+def test_every_network_takes_a_step_and_predicts(name, device):
     """An optimizer step on an image with a box and one without, which leaves no parameter unused, and a prediction."""
     torch.manual_seed(0)
     config = deepcopy(read(name))
@@ -418,6 +420,7 @@ def test_every_network_takes_a_step_and_predicts(name):
         config.model.data_preprocessor.size = size
     model = MODELS.build(config.model).train()
     model.init_weights()  # as the runner does
+    model.to(device)
     wrapper = build_optim_wrapper(model, config.optim_wrapper)
     samples = [segmented(size)] * 2 if name in SEGMENTERS else [sample(size), sample(size, boxes=0)]
     data = dict(inputs=[torch.randint(256, (3, *size), dtype=torch.uint8) for _ in samples], data_samples=samples)

@@ -114,13 +114,15 @@ def test_maps_fit(name):
     assert 'in_channels' in fault
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize('name', CONFIGS)
-def test_step_and_prediction(name):
+def test_step_and_prediction(name, device):
     """At two sizes, with objects in both images and in none: no parameter is left unused."""
     torch.manual_seed(0)
     config = small(name)
     model = MODELS.build(config.model).train()
     model.init_weights()
+    model.to(device)
     wrapper = build_optim_wrapper(model, config.optim_wrapper)
     for shapes, objects in (([(3, 96, 128), (3, 80, 96)], [2, 1]), ([(3, 97, 65)] * 2, [0, 0])):
         data = model.data_preprocessor(images(name, shapes, objects), training=True)

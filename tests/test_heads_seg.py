@@ -55,11 +55,12 @@ def build(config):
     return model
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize('name', SEGMENTERS)
-def test_each_segmenter_takes_steps_and_predicts(name):
+def test_each_segmenter_takes_steps_and_predicts(name, device):
     """At two sizes, the second of which no stride divides. No parameter stays without a gradient, as DDP wants it."""
     config = shrunk(name)
-    model = build(config)
+    model = build(config).to(device)
     wrapper = build_optim_wrapper(model, config.optim_wrapper)
     for size in ((64, 96), (97, 65)):
         model.data_preprocessor.size = size

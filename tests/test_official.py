@@ -25,18 +25,18 @@ def without_classifier(family, weights):
     return {k: v for k, v in weights.items() if not k.startswith(family.cls.official_layout.classifier)}
 
 
-def test_outputs_agree_with_the_authors_programs(family, computed):
+@pytest.mark.gpu
+def test_outputs_agree_with_the_authors_programs(family, computed, device):
     for golden in family.goldens():
         arch = golden['model'].removeprefix(f'{family.key}_')
         options = {**family.classification, **golden['options']}
         model = family.cls(arch, **options).eval()
         weights = family.official('+'.join([arch, *golden['options']]), golden['weight_seed'])
         model.load_state_dict(family.cls.convert_official(weights).weights, strict=True)
+        image = torch.from_numpy(reference_inputs.image(golden['size'], golden['batch'], golden['image_seed']))
         with torch.no_grad():
-            outs = model(
-                torch.from_numpy(reference_inputs.image(golden['size'], golden['batch'], golden['image_seed']))
-            )
-        for out, stage in zip(outs, golden['stages'], strict=True):
+            outs = model.to(device)(image.to(device))
+        for out, stage in zip([out.cpu() for out in outs], golden['stages'], strict=True):
             assert list(out.shape) == stage['shape']
             error = np.abs(reference_inputs.sample(out.numpy()) - np.array(stage['samples'])).max()
             assert error <= 1e-4 * stage['std'], (golden['model'], golden['size'])

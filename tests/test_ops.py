@@ -11,6 +11,7 @@ from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
 import mmvit.ops
 
+pytestmark = pytest.mark.gpu
 DATA = Path(__file__).parent / 'data'
 CASES = json.loads((DATA / 'mmcv_ops.json').read_text())['cases']
 
@@ -28,8 +29,8 @@ def cases(*ops):
 
 
 @pytest.fixture
-def recorded(case, tensors):
-    return {name: tensors[f'{case["name"]}/{name}'] for name in case['tensors']}
+def recorded(case, tensors, device):
+    return {name: tensors[f'{case["name"]}/{name}'].to(device) for name in case['tensors']}
 
 
 def assert_close(values, expected, tolerance=1e-5):

@@ -17,6 +17,7 @@ needs_compiler = pytest.mark.skipif(
     shutil.which('g++') is None or not HEADER.is_file(),
     reason="torch.compile's own backend needs g++ and the headers of Python, which this machine lacks",
 )
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no GPU')
 
 
 def needs_torch(version: str, what: str) -> pytest.MarkDecorator:

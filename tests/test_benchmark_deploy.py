@@ -26,18 +26,18 @@ def broken():
 def test_each_form_has_a_row_and_a_failure_is_one(tmp_path, monkeypatch, capsys):
     pytest.importorskip('openvino')
     tool, path = Path('tools/benchmark_deploy.py'), tmp_path / 'rows.json'
-    forms = ['torch', 'onnxruntime', 'onnxruntime@int8', 'openvino@int8']
+    forms = ['torch', 'onnxruntime', 'openvino@int8']
     models = ['test_benchmark_deploy:small', 'test_benchmark_deploy:broken']
     command = (*models, '--forms', *forms, '--size', '64x96', '--repeats', 2, '--threads', 1, '--json', path)
-    with pytest.raises(SystemExit, match='4 of 8 measurements failed'):
+    with pytest.raises(SystemExit, match='3 of 6 measurements failed'):
         run_here(monkeypatch, tool, *command)
     rows = json.loads(path.read_text())['results']
     assert [(row['model'], row['form']) for row in rows] == [(model, form) for model in models for form in forms]
-    for row in rows[:4]:
+    for row in rows[:3]:
         assert (len(row['times']), row['failure']) == (2, '')
         assert min(row['times']) > 0
         assert row['memory'] > 0
         assert (row['file'] > 0) == (row['form'] != 'torch')
-    assert rows[2]['file'] < rows[1]['file']
-    assert all(row['failure'] == 'ValueError: no such weights' for row in rows[4:])
+    assert rows[1]['file'] != rows[2]['file']
+    assert all(row['failure'] == 'ValueError: no such weights' for row in rows[3:])
     assert '| ratio |' in capsys.readouterr().out

@@ -1,7 +1,7 @@
 """Compare exported models with PyTorch on a CPU: time, memory and file size, by engine and precision.
 
-A model is a config (CONFIG.py or PACKAGE::CONFIG.py) or one of our backbones (mpvit_small), with random weights. Each is
-measured in every form:
+A model is named as in tools/benchmark.py: a config (CONFIG.py or PACKAGE::CONFIG.py), one of our backbones
+(mpvit_small), or MODULE:CALLABLE. It has random weights. Each is measured in every form:
 
     torch, torch@compile                   as mmdet and mmseg run it; compiled: its backbone
     onnxruntime, onnxruntime@int8          the exported file
@@ -116,6 +116,7 @@ class Row:
 
 
 def main() -> None:
+    sys.path.append('')  # MODULE:CALLABLE may name a file here
     args = parse_args()
     environment = benchmark.describe_environment(args)
     print('\n'.join(f'{key}: {value}' for key, value in environment.items()), flush=True)

@@ -1,9 +1,9 @@
-"""torch.export of MPViT and PyramidTNT with open sizes."""
+"""torch.export of MPViT and PyramidTNT with open sizes, and AOTInductor."""
 
 import pytest
 import torch
 from families import FAMILIES
-from versions import needs_torch
+from versions import needs_compiler, needs_torch
 
 pytestmark = needs_torch('2.13', 'torch.export with open sizes')
 # PyTorch 2.1 does not know it.
@@ -43,7 +43,22 @@ def exported(request):
 @pytest.mark.slow
 def test_program_takes_other_sizes(exported):
     model, program = exported
+    compare(program.module(), model)
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_program_compiles_ahead_of_time(exported, tmp_path):
+    import torch._inductor  # noqa: PLC0415  PyTorch 2.1 lacks what is called here
+
+    model, program = exported
+    path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / 'backbone.pt2'))
+    compare(torch._inductor.aoti_load_package(path), model)
+
+
+def compare(program, model):
+    """A program gives what the model gives, at other sizes than that of the example."""
     for size in SIZES:
         x = torch.randn(1, 3, *size)
-        for found, expected in zip(program.module()(x), model(x), strict=True):
+        for found, expected in zip(program(x), model(x), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -147,7 +147,7 @@ def parse_args() -> argparse.Namespace:
     add('--repeats', type=int, default=5, help='timed runs (default: %(default)s)')
     add('--threads', type=int, default=torch.get_num_threads(), help='default: %(default)s')
     add('--json', type=Path, metavar='FILE', help='write everything measured')
-    parser.set_defaults(device='cpu', neighbours=0)
+    parser.set_defaults(device='cpu', neighbours=0, fit_threads=False)
     return parser.parse_args()
 
 

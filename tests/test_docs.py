@@ -221,7 +221,7 @@ def test_names_for_configs_exist():
     configs = (DOCS / 'public.md').read_text().partition('## In configs')[2].partition('\n## ')[0]
     names = re.findall(r'`mmvit\.(\w+)`', configs)
     registries = [mmvit.registry.MODELS, mmvit.registry.HOOKS]
-    registries += [mmvit.registry.WEIGHT_INITIALIZERS, mmvit.registry.OPTIM_WRAPPER_CONSTRUCTORS]
+    registries += [mmvit.registry.WEIGHT_INITIALIZERS, mmvit.registry.OPTIM_WRAPPER_CONSTRUCTORS, mmvit.registry.STRATEGIES]
     assert names
     assert not [name for name in names if not any(registry.get(name) for registry in registries)]
 

@@ -496,7 +496,7 @@ def measure_ceilings(dtype: torch.dtype, device: str) -> Ceilings:
     return Ceilings(gemm, 2 * source.nbytes / best(lambda: target.copy_(source)))
 
 
-def in_fresh_process(function: Callable[[Job], Any], job: Job) -> Any:
+def in_fresh_process(function: Callable[[Any], Any], job: Any) -> Any:
     """``function(job)`` in a process that has done nothing else."""
     with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
         return pool.submit(function, job).result()

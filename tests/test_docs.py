@@ -27,7 +27,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from mmengine.config import Config, DictAction
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import HOOKS, MODELS, init_default_scope
+from mmengine.registry import HOOKS, MODELS, Registry, init_default_scope
 
 import mmvit
 from mmvit.environment import installed_version
@@ -220,8 +220,7 @@ def test_public_names_exist():
 def test_names_for_configs_exist():
     configs = (DOCS / 'public.md').read_text().partition('## In configs')[2].partition('\n## ')[0]
     names = re.findall(r'`mmvit\.(\w+)`', configs)
-    registries = [mmvit.registry.MODELS, mmvit.registry.HOOKS]
-    registries += [mmvit.registry.WEIGHT_INITIALIZERS, mmvit.registry.OPTIM_WRAPPER_CONSTRUCTORS, mmvit.registry.STRATEGIES]
+    registries = [registry for registry in vars(mmvit.registry).values() if isinstance(registry, Registry)]
     assert names
     assert not [name for name in names if not any(registry.get(name) for registry in registries)]
 

@@ -48,6 +48,7 @@ def test_program_takes_other_sizes(exported):
 
 @pytest.mark.slow
 @needs_compiler
+@pytest.mark.parametrize('exported', [EXPORTED[0]], ids=lambda family: family.key, indirect=True)
 def test_program_compiles_ahead_of_time(exported, tmp_path):
     import torch._inductor  # noqa: PLC0415  PyTorch 2.1 lacks what is called here
 

@@ -87,7 +87,8 @@ def test_index_names_every_config():
 def test_every_recipe_survives(name):
     config = read(name)
     hooks = config.default_hooks
-    training = [hooks[key].type for key in ('checkpoint', 'check_setup', 'finite_loss', 'interrupt', 'random_states')]
+    keys = ('checkpoint', 'check_setup', 'finite_loss', 'threads', 'interrupt', 'random_states')
+    training = [hooks[key].type for key in keys]
     assert training == [f'mmvit.{name}' for name in mmvit.training.__all__]
     is_digits, is_epochs = '_digits' in name, config.train_cfg.type == 'EpochBasedTrainLoop'
     assert hooks.checkpoint.get('by_epoch', True) is is_epochs

@@ -57,11 +57,12 @@ class FittingThreads:
 
     def fit(self) -> int:
         """Set the number of threads, and return it."""
-        elapsed, others = (now - then for now, then in zip(cpu_times(), self.seen, strict=True))
+        seen = cpu_times()
+        elapsed, others = (now - then for now, then in zip(seen, self.seen, strict=True))
         if elapsed >= SHORTEST:
             free = len(os.sched_getaffinity(0)) - others / elapsed
             torch.set_num_threads(max(1, min(self.most, round(free))))
-            self.seen = cpu_times()
+            self.seen = seen
         return torch.get_num_threads()
 
 

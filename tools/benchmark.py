@@ -8,14 +8,15 @@ A model is a name and any options, as in ``mpvit_small@bf16@compile+fuse``. Name
     MODULE:CALLABLE    anything importable; called without arguments, it returns an nn.Module that takes images
 
 Options: @fp32 @bf16 @fp16 (weights and input), @bf16-amp @fp16-amp (autocast), @eager @compile @graph (CUDA graph),
-+fuse (its backbone's fuse()), +cp (builds it with with_cp=True). The first model is the one that ratios refer to.
++fuse (its backbone's fuse()), +cp (builds it with with_cp=True), +fit (at most --threads: as many as other processes
+leave CPUs). The first model is the one that ratios refer to.
 
     python tools/benchmark.py mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py mpvit_small mpvit_small@bf16
     python tools/benchmark.py mpvit_small mpvit_small+cp --step train --sizes 512
     python tools/benchmark.py mpvit_small regionvit_small --sizes 400x667 800x1333 1600x2666 --plot area.png
     python tools/benchmark.py configs/maskrcnn_mpvit_s.py --part model --json detector.json
     python tools/benchmark.py pyramid_tnt_small --sizes 256 --batch 8 --profile
-    python tools/benchmark.py mpvit_small --time-only --neighbours 1 --fit-threads
+    python tools/benchmark.py mpvit_small mpvit_small+fit --time-only --neighbours 1
 
 Rounds are interleaved: each calls every model, in a new order. A measurement's first call is not counted (it finds
 another model's data in the caches). Training is a forward and a backward pass, without the optimizer. A whole detector
@@ -91,6 +92,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     **{f'@{mode}': {'mode': mode} for mode in MODES},
     '+fuse': {'fuse': True},
     '+cp': {'with_cp': True},
+    '+fit': {'fit_threads': True},
 }
 # Published box AP of Mask R-CNN 1x on COCO, by the papers (MPViT, RegionViT) and mmdet's model zoo (the others): none
 # was measured here. A config's backbone goes by the config's stem.
@@ -126,6 +128,7 @@ class Job:
     mode: str = 'eager'
     fuse: bool = False
     with_cp: bool = False
+    fit_threads: bool = False
     size: tuple[int, int] = (800, 1333)
     batch: int = 1
     step: str = 'forward'
@@ -292,7 +295,6 @@ def make_parser() -> argparse.ArgumentParser:
     add('--warmup', type=int, default=2, help='calls of each model before the rounds (default: %(default)s)')
     add('--min-time', type=float, default=0.2, help='seconds that a measurement takes at least (default: %(default)s)')
     add('--threads', type=int, default=torch.get_num_threads(), help='of the CPU (default: %(default)s)')
-    add('--fit-threads', action='store_true', help='as many as other processes leave CPUs, but not more')
     add('--neighbours', type=int, default=0, help='other processes that keep a CPU busy each (default: %(default)s)')
     add('--time-only', action='store_true', help='no memory, work and ceilings')
     add('--profile', action='store_true', help='the 20 operators that take longest in each model')
@@ -424,12 +426,12 @@ def benchmark(
     ]
     torch.compiler.reset()  # what was compiled for one size shall not make the next one's shapes dynamic
     runs = [attempt(i, partial(warmed_up, job, args.warmup)) for i, job in enumerate(jobs)]
-    threads = FittingThreads().fit if args.fit_threads else torch.get_num_threads
+    fitting = FittingThreads()
 
-    def measure(run: Callable[[], Any]) -> float:
-        return measure_seconds(run, threads(), args.min_time)
+    def measure(job: Job, run: Callable[[], Any]) -> float:
+        return measure_seconds(run, fitting.fit() if job.fit_threads else job.threads, args.min_time)
 
-    measurements = [partial(attempt, i, partial(measure, run)) for i, run in enumerate(runs)]
+    measurements = [partial(attempt, i, partial(measure, *pair)) for i, pair in enumerate(zip(jobs, runs, strict=True))]
     times = interleave(measurements, args.rounds, end_round)
     if args.profile:
         for i, (job, run) in enumerate(zip(jobs, runs, strict=True)):
@@ -661,7 +663,6 @@ def describe_environment(args: argparse.Namespace) -> dict[str, Any]:
         'device': device,
         'CPU capability': torch.backends.cpu.get_cpu_capability(),
         'CPU threads': args.threads,
-        'fitted to the CPUs that others leave': args.fit_threads,
         'busy neighbours': args.neighbours,
         'fp32 matrix products': torch.get_float32_matmul_precision(),
         'operators': describe_operators(),

@@ -207,7 +207,7 @@ def test_stochastic_depth(family):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ('backend', 'size'),
-    [('aot_eager', (64, 64)), ('aot_eager', (65, 97)), pytest.param('inductor', (65, 97), marks=needs_compiler)],
+    [('aot_eager', (65, 97)), pytest.param('inductor', (65, 97), marks=needs_compiler)],
 )
 def test_compiled_equals_eager(family, backend, size):
     model = family.build(**(dict(arch=family.shallow) if backend == 'inductor' else {})).eval()
@@ -217,6 +217,24 @@ def test_compiled_equals_eager(family, backend, size):
         compiled = torch.compile(model, fullgraph=True, backend=backend)(x)
         for a, b in zip(compiled, model(x), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+# On a CPU there is another program for each convolution whose map gets less than 20480 numbers: PyTorch chooses another.
+@pytest.mark.slow
+def test_one_program_serves_all_sizes(family):
+    """Without a graph break. No size fits RegionViT's windows: where rows or columns do, there is another program."""
+    model = family.build(arch=family.shallow).eval()
+    programs = []
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        model, fullgraph=True, dynamic=True, backend=lambda program, _: programs.append(program) or program
+    )
+    with torch.no_grad():
+        for size in [(402, 514), (418, 530), (514, 402)]:
+            x = images(1, 3, *size)
+            for a, b in zip(model(x), compiled(x), strict=True):
+                torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)
+    assert len(programs) == 1
 
 
 @pytest.mark.slow

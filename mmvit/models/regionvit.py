@@ -76,10 +76,10 @@ class Stem(nn.Module):
 
         They pad no axis if both fit, and else both: one that fits gets a whole patch.
         """
-        patch = self.patch
-        height, width = (patch - size % patch for size in x.shape[2:])  # 1 .. patch
-        is_short = 1 - height // patch * (width // patch)  # 0 or 1: a number, so that all sizes make one program
-        height, width = is_short * height, is_short * width
+        patch, sizes = self.patch, x.shape[2:]
+        fits_y, fits_x = (size // patch - (size - 1) // patch for size in sizes)  # 1 if it does, else 0
+        is_short = 1 - fits_y * fits_x  # a number, so that all sizes make one program
+        height, width = ((size // patch + is_short) * patch - size for size in sizes)
         return F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
 
 

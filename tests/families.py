@@ -126,8 +126,8 @@ EXPECTED: dict[str, dict[str, Any]] = {
 FAMILIES = [Family(cls, **EXPECTED[cls.family_name]) for cls in families.FAMILIES]
 
 
-def with_quick_arch(backbone: Any) -> list[int]:
-    """Give a backbone's config its family's quick arch; the channels of its maps."""
+def with_quick_arch(backbone: Any, shallow: bool = False) -> list[int]:
+    """Give a backbone's config its family's quick arch, shallow or not; the channels of its maps."""
     family = next(family for family in FAMILIES if backbone.type == f'mmvit.{family.cls.__name__}')
-    backbone.arch = family.small
+    backbone.arch = family.shallow if shallow else family.small
     return list(family.cls(family.small, out_indices=backbone.get('out_indices', (0, 1, 2, 3))).out_channels)

@@ -219,7 +219,7 @@ def test_compiled_equals_eager(family, backend, size):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-# On a CPU there is another program for each convolution whose map gets less than 20480 numbers: PyTorch chooses another.
+# On a CPU, PyTorch takes another convolution for maps of less than 20480 numbers: that makes another program.
 @pytest.mark.slow
 def test_one_program_serves_all_sizes(family):
     """Without a graph break. No size fits RegionViT's windows: where rows or columns do, there is another program."""

@@ -50,30 +50,25 @@ def assert_equal_trainings(one, two, processes):
 @ALL
 def test_resumed_equals_uninterrupted(loop, processes, workers, tmp_path):
     """From the checkpoint of an epoch and, in an iteration-based loop, of an iteration."""
-    options = dict(loop=loop, workers=workers)
+    assert_equal_after_a_kill(tmp_path, processes, loop=loop, workers=workers)
+
+
+def test_a_sharded_training_is_resumed(tmp_path):
+    """FSDP."""
+    assert_equal_after_a_kill(tmp_path, 2, sharded=True, epochs=3)
+
+
+def assert_equal_after_a_kill(tmp_path, processes, **options):
+    """The files that the killed part leaves are whole, and the training that goes on ends as one without a kill."""
     assert finish(start(tmp_path / 'whole', processes, **options)) == [0] * processes
     trained = start(tmp_path / 'parts', processes, **options, pause=0.1)
     until((tmp_path / 'parts' / 'last_checkpoint').exists, trained)
     for process in trained:
         process.kill()
     finish(trained)
+    assert all(is_whole(path) for path in (tmp_path / 'parts').glob('*.pth'))
     assert finish(start(tmp_path / 'parts', processes, **options, resume=True)) == [0] * processes
     assert_equal_trainings(tmp_path / 'whole', tmp_path / 'parts', processes)
-
-
-def test_a_sharded_training_is_resumed(tmp_path):
-    """FSDP; both files that the first part leaves, the last and the best one, are whole."""
-    options = dict(sharded=True, epochs=3)
-    assert finish(start(tmp_path / 'whole', 2, **options)) == [0] * 2
-    trained = start(tmp_path / 'parts', 2, **options, pause=0.1)
-    until((tmp_path / 'parts' / 'last_checkpoint').exists, trained)
-    for process in trained:
-        process.kill()
-    finish(trained)
-    assert all(is_whole(path) for path in (tmp_path / 'parts').glob('*.pth'))
-    assert finish(start(tmp_path / 'parts', 2, **options, resume=True)) == [0] * 2
-    assert losses(tmp_path / 'parts').keys() == losses(tmp_path / 'whole').keys()
-    assert_equal_trainings(tmp_path / 'whole', tmp_path / 'parts', 2)
 
 
 @pytest.mark.parametrize(('processes', 'workers'), [(1, 0), (1, 2), (2, 0)])

@@ -90,6 +90,8 @@ def test_one_line_installs_all_that_mim_needs(wheel, clean_venv, digits, tmp_pat
     torch.save({'model': MPViT.to_official(MPViT('tiny').state_dict())}, tmp_path / 'official.pth')
     files = ('official.pth', '--config', config, '-o', 'converted.pth')
     assert 'written: converted-' in user(clean_venv, 'mim', 'run', 'mmvit', 'convert_checkpoint', *files)
+    data = (digits / 'train', '--labels', digits / 'annotations' / 'instances_train.json')
+    assert 'Train: mim train mmdet' in user(clean_venv, 'mim', 'run', 'mmvit', 'new_project', *data, '--out', 'mine')
     assert 'mpvit_tiny' in user(
         clean_venv, 'mim', 'run', 'mmvit', 'benchmark', 'mpvit_tiny', '--sizes', 64, '--rounds', 1
     )

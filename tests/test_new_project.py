@@ -1,0 +1,343 @@
+"""A config for data of one's own: formats, the check of the data, and a training."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import new_project
+import pytest
+from commands import program, run_here, scalars
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+from PIL import Image, ImageDraw
+
+from mmvit.own_data.check import empty_classes, find_problems
+from mmvit.own_data.configs import CONFIGS, MASKS, SEMANTIC
+from mmvit.own_data.labels import guess_format, read_labels
+
+HEAD = ('--head', 'retinanet', '--backbone', 'mpvit_t', '--size', '64x96')
+
+
+@pytest.fixture
+def coco(digits, tmp_path) -> tuple[Path, Path]:
+    """Images and labels of six images; each object of the .json file begins a line."""
+    images = tmp_path / 'images'
+    images.mkdir()
+    content = json.loads((digits / 'annotations' / 'instances_train.json').read_text())
+    content['images'] = content['images'][:6]
+    content['annotations'] = [item for item in content['annotations'] if item['image_id'] <= 6]
+    for image in content['images']:
+        shutil.copy(digits / 'train' / image['file_name'], images)
+    write(tmp_path / 'labels.json', content)
+    return images, tmp_path / 'labels.json'
+
+
+def write(path: Path, content: dict) -> None:
+    lists = [f'"{key}": [\n' + ',\n'.join(map(json.dumps, items)) + '\n]' for key, items in content.items()]
+    path.write_text('{\n' + ',\n'.join(lists) + '\n}\n')
+
+
+def boxes_of(content: dict) -> dict[str, list[tuple]]:
+    """Image, class and corners of each object of a COCO file."""
+    names = {item['id']: item['name'] for item in content['categories']}
+    boxes: dict[str, list[tuple]] = {image['file_name']: [] for image in content['images']}
+    files = {image['id']: image['file_name'] for image in content['images']}
+    for item in content['annotations']:
+        x, y, w, h = item['bbox']
+        boxes[files[item['image_id']]].append((names[item['category_id']], x, y, x + w, y + h))
+    return boxes
+
+
+def write_voc(folder: Path, content: dict) -> Path:
+    folder.mkdir()
+    for name, boxes in boxes_of(content).items():
+        objects = ''
+        for label, *corners in boxes:
+            sides = zip(('xmin', 'ymin', 'xmax', 'ymax'), corners, strict=True)
+            box = ''.join(f'<{side}>{value + (side[1:] == "min"):g}</{side}>' for side, value in sides)
+            objects += f'<object><name>{label}</name><bndbox>{box}</bndbox></object>\n'
+        image = content['images'][0]
+        size = f'<size><width>{image["width"]}</width><height>{image["height"]}</height><depth>3</depth></size>\n'
+        text = f'<annotation>\n<filename>{name}</filename>\n{size}{objects}</annotation>\n'
+        (folder / name).with_suffix('.xml').write_text(text)
+    return folder
+
+
+def write_yolo(folder: Path, content: dict) -> Path:
+    folder.mkdir()
+    names = [item['name'] for item in content['categories']]
+    (folder / 'data.yaml').write_text(json.dumps({'names': names}))
+    w, h = (content['images'][0][side] for side in ('width', 'height'))
+    for name, boxes in boxes_of(content).items():
+        lines = [
+            f'{names.index(n)} {(a + c) / 2 / w} {(b + d) / 2 / h} {(c - a) / w} {(d - b) / h}'
+            for n, a, b, c, d in boxes
+        ]
+        (folder / name).with_suffix('.txt').write_text('\n'.join([*lines, '']))
+    return folder
+
+
+def write_masks(folder: Path, content: dict) -> Path:
+    """Each box of digit d is filled with d + 1; the rest is background, but for a corner without a label."""
+    folder.mkdir()
+    names = ['background', *(item['name'] for item in content['categories'])]
+    (folder / 'classes.txt').write_text('\n'.join(names))
+    for image in content['images']:
+        mask = Image.new('L', (image['width'], image['height']))
+        draw = ImageDraw.Draw(mask)
+        for name, *corners in boxes_of(content)[image['file_name']]:
+            draw.rectangle(corners, fill=names.index(name))
+        draw.rectangle((0, 0, 5, 5), fill=255)
+        mask.save((folder / image['file_name']).with_suffix('.png'))
+    return folder
+
+
+def start(monkeypatch, images: Path, labels: Path, out: Path, *options: str) -> Config:
+    monkeypatch.setattr(
+        sys, 'argv', ['new_project.py', str(images), '--labels', str(labels), '--out', str(out), *options]
+    )
+    new_project.main()
+    return Config.fromfile(out / 'config.py')
+
+
+@pytest.mark.parametrize('kind', ['voc', 'yolo'])
+def test_formats_give_the_boxes_of_coco(coco, kind, tmp_path, monkeypatch):
+    pytest.importorskip('supervision')
+    images, labels = coco
+    content = json.loads(labels.read_text())
+    folder = {'voc': write_voc, 'yolo': write_yolo}[kind](tmp_path / kind, content)
+    assert guess_format(folder) == kind
+    start(monkeypatch, images, folder, tmp_path / 'out', *HEAD)
+    found = {}
+    for part in ('train', 'val'):
+        found |= boxes_of(json.loads((tmp_path / 'out' / f'{part}.json').read_text()))
+    expected = boxes_of(content)
+    assert found.keys() == expected.keys()
+    for name, boxes in expected.items():
+        assert [box[0] for box in found[name]] == [box[0] for box in boxes]
+        for box, other in zip(found[name], boxes, strict=True):
+            assert box[1:] == pytest.approx(other[1:], abs=1e-2)
+
+
+def numbers_of_classes(model: Config) -> set[int]:
+    found = {model['num_classes']} if 'num_classes' in model else set()
+    parts = [part for value in model.values() for part in (value if isinstance(value, list) else [value])]
+    return found.union(*(numbers_of_classes(part) for part in parts if isinstance(part, dict)))
+
+
+@pytest.mark.parametrize(
+    ('head', 'backbone'),
+    [
+        ('retinanet', 'mpvit_t'),
+        ('maskrcnn', 'regionvit_s'),
+        ('cascade_maskrcnn', 'pyramid_tnt_s'),
+        ('atss', 'mpvit_s'),
+        ('dino', 'mpvit_s'),
+        ('deformable_detr', 'mpvit_s'),
+    ],
+)
+def test_config_of_a_detector_has_the_data_and_its_classes(coco, head, backbone, tmp_path, monkeypatch):
+    options = ('--head', head, '--backbone', backbone, '--size', '96x64')
+    config = start(monkeypatch, *coco, tmp_path / 'out', *options)
+    assert numbers_of_classes(Config(dict(config.model, rpn_head=None))) == {10}
+    dataset = DATASETS.build({**config.train_dataloader.dataset, '_scope_': 'mmdet'})
+    assert dataset.metainfo['classes'] == tuple('0123456789')
+    assert len(dataset) == 5
+    item = dataset[0]
+    assert max(item['inputs'].shape[1:]) <= 96
+    assert ('masks' in item['data_samples'].gt_instances) == (head in MASKS)
+    recipe = Config.fromfile(CONFIGS / f'{head}_{backbone}.py')
+    rate = recipe.optim_wrapper.optimizer.lr * 4 / recipe.auto_scale_lr.base_batch_size
+    assert config.optim_wrapper.optimizer.lr == pytest.approx(rate, rel=1e-2)
+    for picture in ('labelled.png', 'sizes.png'):
+        assert Image.open(tmp_path / 'out' / picture).width > 100
+
+
+@pytest.mark.parametrize('head', SEMANTIC)
+def test_config_of_a_segmenter_has_the_data_and_its_classes(coco, head, tmp_path, monkeypatch):
+    images, labels = coco
+    masks = write_masks(tmp_path / 'masks', json.loads(labels.read_text()))
+    options = ('--head', head, '--backbone', 'mpvit_s', '--size', '64x96')
+    config = start(monkeypatch, images, masks, tmp_path / 'out', *options)
+    assert numbers_of_classes(config.model) == {11}
+    dataset = DATASETS.build({**config.train_dataloader.dataset, '_scope_': 'mmseg'})
+    assert dataset.metainfo['classes'] == ('background', *'0123456789')
+    assert len(dataset) == 5
+    assert dataset[0]['data_samples'].gt_sem_seg.shape[0] <= 64
+    (tested,) = DATASETS.build({**config.val_dataloader.dataset, '_scope_': 'mmseg'})
+    assert set(tested['data_samples'].gt_sem_seg.data.unique().tolist()) <= {*range(11), 255}
+    assert Image.open(tmp_path / 'out' / 'labelled.png').width > 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('toolbox', ['mmdet', 'mmseg'])
+def test_config_trains(coco, toolbox, tmp_path, monkeypatch):
+    images, labels = coco
+    head = HEAD
+    if toolbox == 'mmseg':
+        labels = write_masks(tmp_path / 'masks', json.loads(labels.read_text()))
+        head = ('--head', 'fpn', '--backbone', 'mpvit_s', '--size', '64x96')
+    start(monkeypatch, images, labels, tmp_path / 'out', *head)
+    length = dict(mmdet=['train_cfg.max_epochs=1'], mmseg=['train_cfg.max_iters=2', 'train_cfg.val_interval=2'])
+    workers = [
+        f'{split}_dataloader.{key}'
+        for split in ('train', 'val')
+        for key in ('num_workers=0', 'persistent_workers=False')
+    ]
+    options = [*length[toolbox], *workers, 'default_hooks.logger.interval=1', f'visualizer.name={tmp_path}']
+    command = (tmp_path / 'out' / 'config.py', '--work-dir', tmp_path / 'work', '--cfg-options', *options)
+    run_here(monkeypatch, program(toolbox, 'train.py'), *command)
+    assert len(scalars(tmp_path / 'work', 'loss')) == 2
+    assert (tmp_path / 'work' / dict(mmdet='epoch_1.pth', mmseg='iter_2.pth')[toolbox]).exists()
+
+
+def test_problems_of_coco_have_file_and_line(coco):
+    images, labels = coco
+    content = json.loads(labels.read_text())
+    first, *others = content['annotations']
+    content['annotations'] = [
+        first | {'bbox': [100, 100, 500, 20]},
+        first | {'id': 901, 'bbox': [5, 5, 0, 9]},
+        first | {'id': 902, 'category_id': 77},
+        first | {'id': 903, 'image_id': 99},
+        first | {'id': 903},
+        *others,
+    ]
+    content['images'][1]['width'] += 1
+    content['categories'].append({'id': 10, 'name': 'ten'})
+    (images / content['images'][2]['file_name']).unlink()
+    rotated = Image.open(images / content['images'][3]['file_name'])
+    exif = rotated.getexif()
+    exif[0x0112] = 6
+    rotated.save(images / content['images'][3]['file_name'], exif=exif)
+    write(labels, content)
+    read = read_labels(images, labels, 'coco')
+    problems = find_problems(images, read)
+    lines = labels.read_text().splitlines()
+    begins = 1 + lines.index('"annotations": [')
+    expected = {
+        f'{labels}:{begins + 1}: box outside',
+        f'{labels}:{begins + 2}: zero area',
+        f'{labels}:{begins + 3}: unknown class',
+        f'{labels}:{begins + 4}: missing image',
+        f'{labels}:{begins + 5}: duplicate id',
+        f'{labels}:{2 + lines.index(chr(34) + "images" + chr(34) + ": [") + 1}: wrong image size',
+        f'{labels}:{2 + lines.index(chr(34) + "images" + chr(34) + ": [") + 2}: missing image',
+        f'{images / content["images"][3]["file_name"]}: EXIF rotation',
+    }
+    assert {': '.join(problem.split(': ')[:2]) for problem in problems} == expected
+    assert 'ten' in empty_classes(read)
+
+
+def test_problems_of_yolo_have_file_and_line(coco, tmp_path):
+    images, labels = coco
+    folder = write_yolo(tmp_path / 'yolo', json.loads(labels.read_text()))
+    (folder / '000001.txt').write_text('3 0.5 0.5 0.1 0.1\n\n12 0.5 0.5 0.1 0.1\n3 0.9 0.5 0.5 0.1\n3 0.5 0.5 0 0.1\n')
+    (folder / 'nowhere.txt').write_text('')
+    problems = find_problems(images, read_labels(images, folder, 'yolo'))
+    kinds = [problem.split(': ')[:2] for problem in problems]
+    file = folder / '000001.txt'
+    expected = [[f'{file}:3', 'unknown class'], [f'{file}:4', 'box outside'], [f'{file}:5', 'zero area']]
+    assert sorted(kinds) == sorted([*expected, [f'{folder / "nowhere.txt"}', 'missing image']])
+
+
+def test_problems_of_voc_have_file_and_line(coco, tmp_path):
+    images, labels = coco
+    folder = write_voc(tmp_path / 'voc', json.loads(labels.read_text()))
+    file = folder / '000001.xml'
+    text = file.read_text().replace('<width>', '<width>9', 1)
+    file.write_text(text.replace('<xmax>', '<xmax>9', 1))
+    kinds = [problem.split(': ')[:2] for problem in find_problems(images, read_labels(images, folder, 'voc'))]
+    assert kinds == [[f'{file}:3', 'wrong image size'], [f'{file}:4', 'box outside']]
+
+
+def test_problems_of_masks_name_the_file(coco, tmp_path):
+    images, labels = coco
+    folder = write_masks(tmp_path / 'masks', json.loads(labels.read_text()))
+    first, second, third = sorted(folder.glob('*.png'))[:3]
+    Image.new('L', (3, 4), 200).save(first)
+    second.rename(folder / 'nowhere.png')
+    shutil.copy(images / third.name, images / f'{third.stem}.bmp')
+    read = read_labels(images, folder, 'masks')
+    kinds = [problem.split(': ')[:2] for problem in find_problems(images, read)]
+    assert sorted(kinds) == sorted(
+        [
+            [str(first), 'unknown class'],
+            [str(first), 'wrong image size'],
+            [str(third), 'two images'],
+            [str(folder / 'nowhere.png'), 'missing image'],
+        ]
+    )
+    Image.new('RGB', (3, 4)).save(first)
+    with pytest.raises(ValueError, match='a pixel must be one number, and these are RGB'):
+        read_labels(images, folder, 'masks')
+
+
+def test_classes_that_occur_nowhere_and_broken_images_are_named(coco, tmp_path):
+    images, labels = coco
+    folder = write_masks(tmp_path / 'masks', json.loads(labels.read_text()))
+    (folder / 'classes.txt').write_text((folder / 'classes.txt').read_text() + '\nten\n')
+    read = read_labels(images, folder, 'masks')
+    assert 'ten' in empty_classes(read)
+    assert 'background' not in empty_classes(read)
+    broken = images / read.entries[0].image
+    broken.write_bytes(broken.read_bytes()[:200])
+    (problem,) = find_problems(images, read)
+    assert problem.startswith(f'{broken}: broken image: ')
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [('names: {1: a, 2: b}', 'needs names: a list'), ('nc: 2', 'needs names'), ('names: [a, b]', '')],
+)
+def test_names_of_data_yaml(coco, text, message, tmp_path):
+    images, labels = coco
+    folder = write_yolo(tmp_path / 'yolo', json.loads(labels.read_text()))
+    (folder / 'data.yaml').write_text(text)
+    if message:
+        with pytest.raises(ValueError, match=message):
+            read_labels(images, folder, 'yolo')
+    else:
+        assert read_labels(images, folder, 'yolo').classes == ['a', 'b']
+
+
+def test_polygons_of_yolo_become_masks(coco, tmp_path, monkeypatch):
+    pytest.importorskip('supervision')
+    images, labels = coco
+    folder = write_yolo(tmp_path / 'yolo', json.loads(labels.read_text()))
+    for path in folder.glob('0*.txt'):
+        path.write_text('3 0.2 0.2 0.6 0.2 0.6 0.7 0.2 0.7\n')
+    config = start(monkeypatch, images, folder, tmp_path / 'out', '--head', 'maskrcnn', '--backbone', 'mpvit_t')
+    content = json.loads(Path(config.val_dataloader.dataset.ann_file).read_text())
+    (item,) = content['annotations']
+    width = content['images'][0]['width']
+    assert item['bbox'][0] == pytest.approx(0.2 * width, abs=1.5)
+    assert item['area'] == pytest.approx(0.4 * 0.5 * width * content['images'][0]['height'], rel=0.05)
+
+
+def test_masks_are_asked_for_before_anything_is_written(coco, tmp_path, monkeypatch):
+    images, labels = coco
+    content = json.loads(labels.read_text())
+    for item in content['annotations']:
+        item['segmentation'] = []
+    write(labels, content)
+    with pytest.raises(SystemExit, match='maskrcnn learns masks.*take --head retinanet'):
+        start(monkeypatch, images, labels, tmp_path / 'out', '--head', 'maskrcnn')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_bad_input_is_an_error(coco, tmp_path, monkeypatch):
+    images, labels = coco
+    with pytest.raises(SystemExit, match='mmvit has no config retinanet_resnet.py'):
+        start(monkeypatch, images, labels, tmp_path / 'out', '--backbone', 'resnet')
+    with pytest.raises(SystemExit, match='--val 1.5 is not between 0 and 1'):
+        start(monkeypatch, images, labels, tmp_path / 'out', '--val', '1.5')
+    with pytest.raises(SystemExit, match='fpn does not learn from such labels'):
+        start(monkeypatch, images, labels, tmp_path / 'out', '--head', 'fpn')
+    with pytest.raises(SystemExit, match='no .json file and no folder'):
+        start(monkeypatch, images, tmp_path, tmp_path / 'out')
+    labels.write_text('{"categories": []}')
+    with pytest.raises(SystemExit, match='not in the format of COCO'):
+        start(monkeypatch, images, labels, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()

@@ -162,7 +162,7 @@ custom_hooks = [
 """
 
 
-def test_segmenter_learns_with_every_option(digits, tmp_path):
+def test_segmenter_learns_with_every_option(digits, tmp_path, monkeypatch):
     """Averaged weights, accumulated gradients, channels-last; tested fused, at a size no stride divides, in windows."""
     mine = tmp_path / 'mine.py'
     mine.write_text(SEGMENTER.format(config=Path('configs/upernet_mpvit_t_digits.py').resolve(), root=digits))
@@ -174,22 +174,25 @@ def test_segmenter_learns_with_every_option(digits, tmp_path):
     assert 'ema_state_dict' in torch.load(checkpoint, weights_only=True)
     for mode in (dict(mode='whole'), dict(mode='slide', crop_size='(64,64)', stride='(40,48)')):
         pictures = tmp_path / mode['mode']
-        options = [f'model.test_cfg.{key}={value}' for key, value in mode.items()]
-        where = ('--checkpoint', checkpoint, '--work-dir', pictures, '--show-dir', pictures)
-        output = run('mim', 'test', 'mmseg', mine, *where, '--cfg-options', *options)
-        assert 'mIoU' in output
+        options = [*named(pictures), *(f'model.test_cfg.{key}={value}' for key, value in mode.items())]
+        where = ('--work-dir', pictures, '--show-dir', pictures)
+        run_here(monkeypatch, program('mmseg', 'test.py'), mine, checkpoint, *where, '--cfg-options', *options)
+        (metrics,) = pictures.glob('2*/2*.json')
+        assert 'mIoU' in json.loads(metrics.read_text())
         assert len(list(pictures.rglob('*.png'))) == 4
 
 
-def test_detector_starts_from_a_classifier_of_the_digits(digits, tmp_path):
+def test_detector_starts_from_a_classifier_of_the_digits(digits, tmp_path, monkeypatch, capsys):
     weights = tmp_path / 'pretrained.pth'
     size = ('--epochs', 2, '--batch', 16, '--side', 33)
-    output = run(sys.executable, 'tools/pretrain_digits.py', 'mmvit_mpvit_tiny', digits, weights, *size)
-    assert 'accuracy' in output
+    run_here(monkeypatch, Path('tools/pretrain_digits.py'), 'mmvit_mpvit_tiny', digits, weights, *size)
+    assert 'accuracy' in capsys.readouterr().out
     init_cfg = [f'model.backbone.init_cfg.{k}' for k in ('type=mmvit.OfficialWeights', f'checkpoint={weights}')]
-    options = [*data_options(digits), 'train_cfg.max_epochs=1', 'train_dataloader.batch_size=16', *init_cfg]
-    output = run('mim', 'train', 'mmdet', 'configs/maskrcnn_mpvit_t_digits.py', '--work-dir', tmp_path, *options)
-    assert re.search(r'loaded \d+ tensors of MPViT from \S+pretrained.pth', output)
+    options = [*data_options(digits), *named(tmp_path), 'train_cfg.max_epochs=1', 'train_dataloader.batch_size=16']
+    config = 'configs/maskrcnn_mpvit_t_digits.py'
+    run_here(monkeypatch, program('mmdet', 'train.py'), config, '--work-dir', tmp_path, *options, *init_cfg)
+    (log,) = tmp_path.glob('2*/2*.log')
+    assert re.search(r'loaded \d+ tensors of MPViT from \S+pretrained.pth', log.read_text())
 
 
 def config_at(config: str, root: Path, folder: Path) -> Path:
@@ -199,12 +202,15 @@ def config_at(config: str, root: Path, folder: Path) -> Path:
     return path
 
 
-def test_analysis_commands(digits, tmp_path):
+def test_analysis_commands(digits, tmp_path, monkeypatch, capsys):
     config = 'configs/maskrcnn_mpvit_t_digits.py'
     options = data_options(digits)
-    assert 'Params' in run('mim', 'run', 'mmdet', 'get_flops', config, '--num-images', 1, *options)
     assert 'mmvit.MPViT' in run('mim', 'run', 'mmdet', 'print_config', config)
-    run('mim', 'run', 'mmdet', 'browse_dataset', config, '--output-dir', tmp_path, '--not-show', *options)
+    analysis = program('mmdet', 'analysis_tools')
+    run_here(monkeypatch, analysis / 'get_flops.py', config, '--num-images', 1, *options)
+    assert 'Params' in capsys.readouterr().out
+    arguments = (config, '--output-dir', tmp_path, '--not-show', *options, *named(tmp_path))
+    run_here(monkeypatch, analysis / 'browse_dataset.py', *arguments)
     assert len(list(tmp_path.rglob('*.png'))) == 32
 
 

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS
 from PIL import Image, ImageDraw
 
-from mmvit.own_data.check import empty_classes, find_problems
+from mmvit.own_data.check import find_gaps, find_problems
 from mmvit.own_data.configs import CONFIGS, MASKS, SEMANTIC
 from mmvit.own_data.labels import guess_format, read_labels
 
@@ -227,7 +227,7 @@ def test_problems_of_coco_have_file_and_line(coco):
         f'{images / content["images"][3]["file_name"]}: EXIF rotation',
     }
     assert {': '.join(problem.split(': ')[:2]) for problem in problems} == expected
-    assert 'ten' in empty_classes(read)
+    assert 'empty class: ten occurs nowhere' in find_gaps(images, read)
 
 
 def test_problems_of_yolo_have_file_and_line(coco, tmp_path):
@@ -243,6 +243,7 @@ def test_problems_of_yolo_have_file_and_line(coco, tmp_path):
 
 
 def test_problems_of_voc_have_file_and_line(coco, tmp_path):
+    pytest.importorskip('defusedxml')
     images, labels = coco
     folder = write_voc(tmp_path / 'voc', json.loads(labels.read_text()))
     file = folder / '000001.xml'
@@ -250,6 +251,11 @@ def test_problems_of_voc_have_file_and_line(coco, tmp_path):
     file.write_text(text.replace('<xmax>', '<xmax>9', 1))
     kinds = [problem.split(': ')[:2] for problem in find_problems(images, read_labels(images, folder, 'voc'))]
     assert kinds == [[f'{file}:3', 'wrong image size'], [f'{file}:4', 'box outside']]
+    (folder / 'classes.txt').write_text('0\n1\n')
+    assert any(': unknown class: ' in problem for problem in find_problems(images, read_labels(images, folder, 'voc')))
+    file.write_text('<annotation><size><width>3</width><height>3</height></size></annotation>')
+    with pytest.raises(ValueError, match='not in the format of Pascal VOC: it names no image'):
+        read_labels(images, folder, 'voc')
 
 
 def test_problems_of_masks_name_the_file(coco, tmp_path):
@@ -279,8 +285,13 @@ def test_classes_that_occur_nowhere_and_broken_images_are_named(coco, tmp_path):
     folder = write_masks(tmp_path / 'masks', json.loads(labels.read_text()))
     (folder / 'classes.txt').write_text((folder / 'classes.txt').read_text() + '\nten\n')
     read = read_labels(images, folder, 'masks')
-    assert 'ten' in empty_classes(read)
-    assert 'background' not in empty_classes(read)
+    (images / 'unlabelled.png').write_bytes(b'')
+    assert find_gaps(images, read) == [
+        *(f'empty class: {name} occurs nowhere' for name in read.classes if not read.counts[name]),
+        'images without labels: 1, the first is unlabelled.png',
+    ]
+    assert read.counts['background'] == 6
+    assert read.counts['ten'] == 0
     broken = images / read.entries[0].image
     broken.write_bytes(broken.read_bytes()[:200])
     (problem,) = find_problems(images, read)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from mmvit.own_data.check import empty_classes, find_problems
+from mmvit.own_data.check import find_gaps, find_problems
 from mmvit.own_data.configs import BOXES, MASKS, SEMANTIC, Project, detection_config, segmentation_config
 from mmvit.own_data.convert import as_coco, split_coco, split_masks
 from mmvit.own_data.labels import Labels, guess_format, read_labels
@@ -63,8 +63,8 @@ def write_project(args: argparse.Namespace) -> None:
     labels = read_labels(args.images, args.labels, kind)
     if problems := find_problems(args.images, labels):
         raise ValueError('\n'.join([f'mend {len(problems)} problems of the data first', *problems]))
-    report = [f'{args.labels}: empty class: {name} occurs nowhere' for name in empty_classes(labels)]
-    report.append(f'{len(labels.entries)} images, {len(labels.classes)} classes, {labels.counts.total()} labels')
+    counts = f'{len(labels.entries)} images, {len(labels.classes)} classes, {labels.counts.total()} labels'
+    report = [counts, *find_gaps(args.images, labels)]
     written = write_segmenter(project, labels, args.val) if semantic else write_detector(project, kind, args.val)
     (project.out / 'check.txt').write_text('\n'.join([*report, '']))
     print('\n'.join([*report, *(str(args.out / name) for name in ('check.txt', *written))]))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from mmvit.own_data.labels import Labels
+from mmvit.own_data.labels import Labels, list_images
 
 EXIF_ORIENTATION = 0x0112
 OUTSIDE = 1.0  # pixels by which a box may pass the image's edge: labelling programs round
@@ -53,5 +53,10 @@ def check_boxes(labels: Labels, sizes: dict[str, tuple[int, int]]) -> list[str]:
     return problems
 
 
-def empty_classes(labels: Labels) -> list[str]:
-    return [name for name in labels.classes if not labels.counts[name]]
+def find_gaps(images: Path, labels: Labels) -> list[str]:
+    """What may be meant: classes that occur nowhere, and images without labels."""
+    gaps = [f'empty class: {name} occurs nowhere' for name in labels.classes if not labels.counts[name]]
+    named = {Path(entry.image).name for entry in labels.entries}
+    if unnamed := [path.name for path in list_images(images) if path.name not in named]:
+        gaps.append(f'images without labels: {len(unnamed)}, the first is {unnamed[0]}')
+    return gaps

@@ -118,7 +118,7 @@ def json_items(text: str, key: str) -> Iterator[tuple[int, dict]]:
 
 
 def read_voc(folder: Path) -> Labels:
-    """The classes are those of classes.txt if there is one, and else those of the boxes."""
+    """The classes are those that data.yaml or classes.txt names if there is one, and else those of the boxes."""
     try:
         from defusedxml import ElementTree  # noqa: PLC0415
     except ImportError as error:
@@ -131,13 +131,14 @@ def read_voc(folder: Path) -> Labels:
         try:
             root = ElementTree.fromstring(text)
             size = int(root.find('size').findtext('width')), int(root.find('size').findtext('height'))
-            image = root.findtext('filename')
+            if not (image := root.findtext('filename')):
+                raise ValueError('it names no image')
             labels.entries.append(Entry(f'{path}:{line_of(text, text.find("<size"))}', image, size))
             starts = [found.start() for found in re.finditer(r'<object[\s>]', text)]
             for start, item in zip(starts, root.findall('object'), strict=True):
                 place, name = f'{path}:{line_of(text, start)}', item.findtext('name')
                 if names and name not in names:
-                    labels.problems.append(f'{place}: unknown class: {name} is not in classes.txt')
+                    labels.problems.append(f'{place}: unknown class: {name} is not in the list of classes')
                     continue
                 box = item.find('bndbox')
                 left, top, right, bottom = (float(box.findtext(side)) for side in ('xmin', 'ymin', 'xmax', 'ymax'))

@@ -41,7 +41,9 @@ def four_cpus(monkeypatch, tmp_path):
     ('seconds', 'expected'),
     [
         ((0, 0, 0, 0), 3),
+        ((0.2, 0.2, 0, 0), 3),
         ((2, 0.2, 0.2, 0), 3),
+        ((2, 1.4, 0, 0), 2),
         ((2, 1, 0, 0), 2),  # beside our threads, a process that wants a whole CPU may get half
         ((2, 2, 2, 0), 1),
         ((2, 2, 2, 2), 1),

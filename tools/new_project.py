@@ -37,7 +37,7 @@ def parse_args() -> argparse.Namespace:
     add('--labels', type=Path, required=True, help='.json file, or folder of .xml, .txt or .png files')
     add('--format', choices=('coco', 'voc', 'yolo', 'masks'), help='of the labels (default: guessed)')
     add('--backbone', default='mpvit_s', help='as in the names of the configs (default: %(default)s)')
-    add('--head', choices=(*BOXES, *MASKS, *SEMANTIC), help='default: retinanet, or of masks fpn')
+    add('--head', choices=(*BOXES, *MASKS, *SEMANTIC), help='default: retinanet; fpn for masks')
     add('--size', type=parse_size, default='800x1333', help='shorter side x longer side (default: %(default)s)')
     add('--val', type=float, default=0.2, help='part of the images that is held out (default: %(default)s)')
     add('--out', type=Path, required=True, help='folder of the project')

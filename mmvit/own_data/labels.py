@@ -11,7 +11,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
-IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
+from mmvit.deploy.runtime import IMAGES
+
 IGNORED = 255  # the value of pixels without a label in a mask
 
 

@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from commands import ENV, data_options, run
+from commands import ENV, data_options, program, run, run_here
 from families import FAMILIES
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
@@ -158,12 +158,11 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
 
 
 @pytest.mark.slow
-def test_mim_test_with_the_file_of_another_backbone(digits, tmp_path):
+def test_mim_test_with_the_file_of_another_backbone(digits, tmp_path, monkeypatch):
+    """By the program that mim starts."""
     init_default_scope('mmdet')
     other = MODELS.build(model('configs/maskrcnn_regionvit_t_digits.py'))
     torch.save(dict(meta={}, state_dict=other.state_dict()), tmp_path / 'other.pth')
-    command = ['mim', 'test', 'mmdet', DETECTOR, '--checkpoint', tmp_path / 'other.pth', '--work-dir', tmp_path]
-    with pytest.raises(
-        AssertionError, match=r"'backbone\.' are not of this MPViT: they are those of RegionViT 'tiny'\."
-    ):
-        run(*command, *data_options(digits))
+    options = ['--work-dir', tmp_path, *data_options(digits), f'visualizer.name={tmp_path}']
+    with pytest.raises(RuntimeError, match=r"'backbone\.' are not of this MPViT: they are those of RegionViT 'tiny'\."):
+        run_here(monkeypatch, program('mmdet', 'test.py'), DETECTOR, tmp_path / 'other.pth', *options)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import pickle
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import official_heads
 import pytest
 import reference_inputs
 import torch
-from commands import run
+from commands import program, run, run_here
 from families import FAMILIES
 from mmdet.apis import inference_detector, init_detector
 from mmengine.config import Config
@@ -194,15 +193,22 @@ def source(tmp_path):
     return write
 
 
-def convert(*arguments):
-    """By the command; the path that it wrote, and what it said."""
-    said = run(sys.executable, '-W', 'ignore', 'tools/convert_checkpoint.py', *arguments)
-    return said.splitlines()[-1].removeprefix('written: '), said
+@pytest.fixture
+def convert(monkeypatch, capsys):
+    """By the command, which docs/checkpoints.md starts in a process; the path that it wrote, and what it said."""
+
+    def command(*arguments):
+        capsys.readouterr()
+        run_here(monkeypatch, Path('tools/convert_checkpoint.py'), *arguments)
+        said = capsys.readouterr().out
+        return said.splitlines()[-1].removeprefix('written: '), said
+
+    return command
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', ['retinanet', 'maskrcnn', 'cascade'])
-def test_a_detectron2_detector_predicts(kind, config, source, tmp_path):
+def test_a_detectron2_detector_predicts(kind, config, source, convert, tmp_path):
     file = source(kind, optimizer={}, iteration=90000)
     path, said = convert(file, '--config', config(kind), '-o', tmp_path / 'new.pth', '--weights', 'model')
     assert 'mapped to backbone: ' in said
@@ -219,7 +225,7 @@ def test_a_detectron2_detector_predicts(kind, config, source, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_mmseg_segmenter_predicts(config, source, tmp_path):
+def test_an_mmseg_segmenter_predicts(config, source, convert, tmp_path):
     file = source('upernet', meta={'mmseg_version': '0.11.0'}, optimizer={})
     path, _ = convert(file, '--config', config('upernet'), '-o', tmp_path / 'new.safetensors')
     model = init_model(config('upernet'), path, device='cpu')
@@ -231,7 +237,7 @@ def test_an_mmseg_segmenter_predicts(config, source, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_classifier_becomes_a_backbone(config, tmp_path):
+def test_a_classifier_becomes_a_backbone(config, convert, tmp_path):
     official = MPVIT.official('tiny')
     torch.save({'model': official, 'epoch': 300, 'lr_scheduler': {}}, tmp_path / 'mpvit_tiny.pth')
     path, said = convert(
@@ -250,7 +256,8 @@ def test_a_classifier_becomes_a_backbone(config, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
-def test_mim_test_takes_the_file(suffix, digits, tmp_path):
+def test_mim_test_takes_the_file(suffix, digits, tmp_path, monkeypatch, capsys):
+    """One kind of file by mim, the other by the program that it starts."""
     config = tmp_path / 'digits_d2.py'
     config.write_text(
         f"_base_ = ['{CONFIGS}/maskrcnn_mpvit_t_digits.py', '{CONFIGS}/_base_/detectron2.py']\n"
@@ -265,9 +272,13 @@ def test_mim_test_takes_the_file(suffix, digits, tmp_path):
     path, _ = convert_checkpoint(str(tmp_path / 'official.pth'), str(config), str(tmp_path / f'new{suffix}'))
     options = [f'test_dataloader.dataset.data_root={digits}/']
     options += [f'test_evaluator.ann_file={digits}/annotations/instances_val.json']
-    said = run(
-        'mim', 'test', 'mmdet', config, '--checkpoint', path, '--work-dir', tmp_path / 'run', '--cfg-options', *options
-    )
+    options = ['--work-dir', tmp_path / 'run', '--cfg-options', *options]
+    if suffix == '.safetensors':
+        said = run('mim', 'test', 'mmdet', config, '--checkpoint', path, *options)
+    else:
+        options.append(f'visualizer.name={tmp_path}')
+        run_here(monkeypatch, program('mmdet', 'test.py'), config, path, *options)
+        said = capsys.readouterr().out
     assert f'Load checkpoint from {path}' in said
     assert 'unexpected key' not in said
     scores = json.loads(next((tmp_path / 'run').glob('2*/2*.json')).read_text())

@@ -70,12 +70,13 @@ def test_wheel_ships_what_mim_and_python_look_for(wheel):
 
 
 def test_one_line_installs_all_that_mim_needs(wheel, clean_venv, digits, tmp_path):
-    pip = (clean_venv / 'bin' / 'pip', 'install', '--quiet')
+    pip = (clean_venv / 'bin' / 'pip', 'install', '--quiet', '--no-compile')  # Python compiles what it imports
     run(*pip, '--constraint', clean_venv / 'pins.txt', f'{wheel}[det]')  # plain pip, and none of uv's overrides
     run(clean_venv / 'bin' / 'pip', 'uninstall', '--yes', 'opencv-python')  # this machine may have no libGL
     run(*pip, '--constraint', clean_venv / 'pins.txt', 'opencv-python-headless')
     options = [f'{s}_dataloader.dataset.data_root={digits}/' for s in ('train', 'val')]
     options += [f'val_evaluator.ann_file={digits}/annotations/instances_val.json', 'train_cfg.max_epochs=1']
+    options += ['train_dataloader.dataset.indices=4']  # images, of 32
     (configs,) = clean_venv.glob('lib/*/site-packages/mmvit/.mim/configs')
     config = configs / 'maskrcnn_mpvit_t_digits.py'
     # mmdet's own program, which imports mmdet before mmvit; the data come from spawned processes.

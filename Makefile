@@ -30,7 +30,7 @@ demo: $(READY) data/digits/annotations/instances_val.json
 	    --keys loss loss_cls loss_bbox loss_mask --legend 'all losses' 'class' 'box' 'mask'
 	$(PLOT) $(WORK)/2*/vis_data/scalars.json --style whitegrid --out $(WORK)/ap.png --title 'held-out images' \
 	    --keys bbox_mAP_50 segm_mAP_50 --legend 'box AP50' 'mask AP50'
-	$(BIN)/python tools/draw_predictions.py configs/$(CONFIG).py "$$(cat $(WORK)/last_checkpoint)" $(WORK)/predictions.png
+	$(BIN)/python tools/predict.py configs/$(CONFIG).py "$$(cat $(WORK)/last_checkpoint)" --score 0.5 --sheet $(WORK)/predictions.png
 	@printf '\nLook at:\n'
 	@printf '%s\n' $(WORK)/predictions.png $(WORK)/loss.png $(WORK)/ap.png
 

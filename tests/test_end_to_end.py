@@ -126,7 +126,7 @@ def test_digits_detector_learns(family, digits, tmp_path, monkeypatch):
     mim('test', *(['--checkpoint'] if by_mim else []), checkpoint, '--work-dir', tmp_path / 'test', *options)
     sheet = tmp_path / 'sheet.png'
     mine = config_at(config, digits, tmp_path)
-    run_here(monkeypatch, Path('tools/draw_predictions.py'), mine, checkpoint, sheet, '--count', 2)
+    run_here(monkeypatch, Path('tools/predict.py'), mine, checkpoint, '--sheet', sheet, '--count', 2)
     assert sheet.stat().st_size > 10_000
     if by_mim:
         curve = ('--keys', 'loss', '--out', tmp_path / 'loss.png')

@@ -340,7 +340,7 @@ def test_trains_resumes_and_is_evaluated(name, coco, tmp_path, monkeypatch):
     if name == 'dino_mpvit_s':
         sheet = tmp_path / 'sheet.png'
         checkpoint = (work_dir / 'last_checkpoint').read_text()
-        run_here(monkeypatch, Path('tools/draw_predictions.py'), path, checkpoint, sheet, '--score', 0)
+        run_here(monkeypatch, Path('tools/predict.py'), path, checkpoint, '--sheet', sheet, '--score', 0)
         assert sheet.stat().st_size > 10_000
 
 

@@ -60,6 +60,7 @@ class View:
         cell: Side in pixels of the windows or sentences to draw, 0 for none.
         attention: What the map is taken from.
         query: Left, top, right and bottom edge in pixels of the token that looks; None if one in each cell looks.
+        is_signed: Whether weights may be negative.
     """
 
     name: str
@@ -68,6 +69,7 @@ class View:
     cell: int
     attention: Attention
     query: tuple[int, int, int, int] | None = None
+    is_signed: bool = False
 
 
 def stage_maps(backbone: Backbone, image: Tensor) -> dict[int, Tensor]:
@@ -135,7 +137,7 @@ def path_view(call: Call, pixels: int, at: tuple[int, int], path: int) -> View:
     weights = module.scale * query @ keys.softmax(dim=-2).mT
     attention = Attention(weights, values, added, module.proj, call.output[:, index])
     by_place = rearrange(weights[0, :, 0].sum(dim=0), '(h w) -> h w', h=size[0])
-    return View(f'path {path}', by_place, pixels, 0, attention, square(column, row, pixels))
+    return View(f'path {path}', by_place, pixels, 0, attention, square(column, row, pixels), is_signed=True)
 
 
 def look_at_windows(backbone: Any, image: Tensor, stage: int, at: tuple[int, int]) -> list[View]:

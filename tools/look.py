@@ -155,8 +155,10 @@ def draw_stages(photo: np.ndarray, maps: dict[int, Tensor], backbone: Backbone) 
 
 
 def draw_views(photo: np.ndarray, views: list[View], at: tuple[int, int]) -> Figure:
-    """The photograph with the position, and over it each view."""
-    return sheet([('photograph', mark(enlarge(photo), photo, at)), *(draw_view(photo, view, at) for view in views)])
+    """The photograph, with the position if a view is of it, and over it each view."""
+    plain = enlarge(photo)
+    first = mark(plain, photo, at) if any(view.query for view in views) else plain
+    return sheet([('photograph', first), *(draw_view(photo, view, at) for view in views)])
 
 
 def draw_view(photo: np.ndarray, view: View, at: tuple[int, int]) -> tuple[str, np.ndarray]:
@@ -166,22 +168,22 @@ def draw_view(photo: np.ndarray, view: View, at: tuple[int, int]) -> tuple[str, 
         x, y = (position // view.cell * view.cell for position in at)
         part = np.s_[y : y + view.cell, x : x + view.cell]
         return view.name, mark(heat(photo[part], values[part]), photo[part], (at[0] - x, at[1] - y))
-    picture = heat(photo, values, is_signed=bool((values < 0).any()))
+    picture = heat(photo, values, view.is_signed)
     if view.cell:
         picture = draw_cells(picture, photo, view.cell)
     return view.name, mark(picture, photo, at) if view.query else picture
 
 
 def heat(photo: np.ndarray, values: Tensor, is_signed: bool = False) -> np.ndarray:
-    """The values (H, W) over the photograph (H, W, 3), by mmengine from blue to red; signed ones with 0 in grey."""
+    """The values (H, W) over the photograph (H, W, 3), from blue to red; signed ones over grey, with 0 in white."""
     picture = enlarge(photo)
     zoom = len(picture) // len(photo)
     large = values.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1)
     if not is_signed:
         return Visualizer.draw_featmap(large[None], picture, alpha=ALPHA)
     scaled = 0.5 + 0.5 * large / values.abs().max().clamp(min=1e-12)
-    colours = 255 * colormaps['coolwarm'](scaled.numpy())[..., :3]
-    return np.uint8(ALPHA * colours + (1 - ALPHA) * picture)
+    colours = 255 * colormaps['bwr'](scaled.numpy())[..., :3]
+    return np.uint8(ALPHA * colours + (1 - ALPHA) * picture.mean(axis=2, keepdims=True))
 
 
 def enlarge(photo: np.ndarray) -> np.ndarray:

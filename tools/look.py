@@ -183,7 +183,7 @@ def heat(photo: np.ndarray, values: Tensor, is_signed: bool = False) -> np.ndarr
         return Visualizer.draw_featmap(large[None], picture, alpha=ALPHA)
     scaled = 0.5 + 0.5 * large / values.abs().max().clamp(min=1e-12)
     colours = 255 * colormaps['bwr'](scaled.numpy())[..., :3]
-    return np.uint8(ALPHA * colours + (1 - ALPHA) * picture.mean(axis=2, keepdims=True))
+    return (ALPHA * colours + (1 - ALPHA) * picture.mean(axis=2, keepdims=True)).astype(np.uint8)
 
 
 def enlarge(photo: np.ndarray) -> np.ndarray:

@@ -86,6 +86,15 @@ def test_what_mmdet_finds(detector, pictures):
             assert_same(one, other)
 
 
+def test_three_lines(detector, pictures, tmp_path, monkeypatch):
+    """All defaults, and a folder beside a file."""
+    monkeypatch.chdir(tmp_path)
+    samples = predict(*map(str, detector), ['pictures', str(pictures[0])], out='predictions')
+    assert len(samples) == 3
+    assert len(samples[0].pred_instances.bboxes) > 0
+    assert {'predictions.json', '000001_a.png', '000003_a.png'} <= {p.name for p in Path('predictions').iterdir()}
+
+
 def test_files_of_a_detector(predictor, detector, pictures, tmp_path):
     out = tmp_path / 'out'
     samples = list(predictor.predict(pictures, out, score=0, progress=False))
@@ -171,7 +180,7 @@ def test_segmenter(segmenter, pictures, tmp_path):
 def test_broken_image_leaves_what_was_written(predictor, pictures, tmp_path):
     broken, out = tmp_path / 'broken.png', tmp_path / 'out'
     broken.write_bytes(pictures[0].read_bytes()[:40])
-    with pytest.raises(RuntimeError, match=f'{broken} is not an image .*1 predictions before are written into {out}'):
+    with pytest.raises(RuntimeError, match=f'{broken} is not an image .*Predictions before it: 1, written into {out}'):
         list(predictor.predict([pictures[0], broken, pictures[1]], out, progress=False))
     assert len(json.loads((out / 'predictions.json').read_text())) > 0
     assert len(json.loads((out / 'images.json').read_text())['images']) == 1
@@ -187,7 +196,7 @@ def test_interrupt_leaves_what_was_written(predictor, pictures, tmp_path, monkey
         return forward(data)
 
     monkeypatch.setattr(predictor.inferencer, 'forward', interrupted)
-    with pytest.raises(KeyboardInterrupt, match='1 predictions before are written into'):
+    with pytest.raises(KeyboardInterrupt, match='stopped. Predictions before it: 1, written into'):
         list(predictor.predict(pictures, tmp_path / 'out', progress=False))
     assert len(json.loads((tmp_path / 'out' / 'predictions.json').read_text())) > 0
 
@@ -234,7 +243,7 @@ def test_nothing_in_a_checkpoint_is_run(detector, tmp_path):
 
 
 def test_checkpoint_that_does_not_fit_is_refused(detector, segmenter):
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match='Missing key|are not of this|size mismatch'):
         Predictor(detector[0], segmenter[1])
 
 

@@ -17,7 +17,8 @@ import torch
 from mmengine.config import Config
 from torchvision.utils import make_grid
 
-from mmvit.predicting import Predictor, find_sources, test_dataset
+from mmvit.predicting import Predictor
+from mmvit.predicting.inputs import find_sources, test_dataset
 
 TILE = 384  # pixels of the longer side of an image on a sheet
 

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import gpu_floor
 import pytest
+from torch import nn
+from versions import needs_torch
 
 from mmvit.flops import Work
 from mmvit.models import MPViT
@@ -21,3 +23,21 @@ def test_docs_have_todays_numbers(monkeypatch):
     for numbers, times in gpu_floor.costs(lambda: MPViT('small')):
         row = ('MPViT-S', *numbers, *(f'{1e3 * time:.2f}' for time in times))
         assert f'| {" | ".join(row)} |' in docs
+
+
+class Mlp(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16), nn.Dropout(0.5))
+
+    def forward(self, x):
+        return [self.layers(x)]
+
+
+@needs_torch('2.13', 'tools/fused_kernels.py')
+def test_kernels_after_fusion_by_hand():
+    """Forward, the GELU is between two products. Training has three more, and the rest is fused around them."""
+    from fused_kernels import count, forward, step  # noqa: PLC0415  what it imports is not in every PyTorch
+
+    assert count(Mlp(), forward, (4, 16)) == (1, 2)
+    assert count(Mlp(), step, (4, 16)) == (4, 5)

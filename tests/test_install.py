@@ -93,6 +93,12 @@ def test_one_line_installs_all_that_mim_needs(wheel, clean_venv, digits, tmp_pat
     assert 'written: converted-' in user(clean_venv, 'mim', 'run', 'mmvit', 'convert_checkpoint', *files)
     data = (digits / 'train', '--labels', digits / 'annotations' / 'instances_train.json')
     assert 'Train: mim train mmdet' in user(clean_venv, 'mim', 'run', 'mmvit', 'new_project', *data, '--out', 'mine')
+    image = next((digits / 'train').glob('*.png'))
+    model = (config, tmp_path / 'run' / 'epoch_1.pth')
+    user(clean_venv, 'mim', 'run', 'mmvit', 'predict', *model, image, '--out', 'predicted')
+    assert (tmp_path / 'predicted' / image.name).exists()
+    options = ('--config', model[0], '--checkpoint', model[1], '--out', 'seen')
+    assert 'seen/mpvit.png' in user(clean_venv, 'mim', 'run', 'mmvit', 'look', image, *options)
     assert 'mpvit_tiny' in user(
         clean_venv, 'mim', 'run', 'mmvit', 'benchmark', 'mpvit_tiny', '--sizes', 64, '--rounds', 1
     )

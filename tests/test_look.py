@@ -1,8 +1,10 @@
 """What the backbones see: the maps are those of the running network, and the command draws them."""
 
+import argparse
 from pathlib import Path
 
 import look as tool
+import numpy as np
 import pytest
 import torch
 from commands import run_here
@@ -211,6 +213,19 @@ def test_command_takes_a_config_and_its_weights(photo, tmp_path, monkeypatch, ca
     run_here(monkeypatch, TOOL, photo, *options, '--checkpoint', tmp_path / 'model.pth')
     assert 'random' not in capsys.readouterr().out
     assert (tmp_path / 'a' / 'mpvit.png').exists()
+
+
+@pytest.mark.parametrize('is_rgb', [True, False])
+def test_the_network_gets_what_its_preprocessor_makes(is_rgb, photo, tmp_path):
+    config = Config.fromfile('configs/maskrcnn_mpvit_t_digits.py')
+    config.model.data_preprocessor.update(bgr_to_rgb=is_rgb, mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0])
+    config.dump(tmp_path / 'config.py')
+    normalise = tool.load(argparse.Namespace(config=str(tmp_path / 'config.py'), checkpoint=None))[1]
+    pixels = np.asarray(Image.open(photo).convert('RGB'))
+    height, width = pixels.shape[:2]
+    bgr = torch.from_numpy(pixels[..., ::-1].copy()).permute(2, 0, 1)
+    expected = tool.MODELS.build(config.model.data_preprocessor)({'inputs': [bgr]})['inputs'][..., :height, :width]
+    torch.testing.assert_close(normalise(pixels), expected)
 
 
 def test_command_takes_the_weights_of_a_backbone(photo, tmp_path, monkeypatch, capsys):

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch._guards import TracingContext, tracing
 from torch._inductor.compile_fx import compile_fx_inner, joint_graph_passes
 from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call, functionalize
 from torch.fx import GraphModule
@@ -69,7 +70,7 @@ def count(model: nn.Module, run: Callable, shape: tuple[int, ...]) -> tuple[int,
     """How many kernels the compiler makes, and how many it calls in libraries, for one pass over images of a shape."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         recorded, inputs = on_cuda(*record(model, run, shape))
-        with tracing(TracingContext(mode)), as_on_h100(), torch.no_grad():
+        with tracing(TracingContext(mode)), V.set_fake_mode(mode), as_on_h100(), torch.no_grad():
             return fuse(recorded, inputs)
 
 
@@ -105,7 +106,8 @@ def on_cuda(recorded: GraphModule, inputs: list[Tensor]) -> tuple[GraphModule, l
     recorded.graph.set_codegen(CodeGen())  # leaves in, leaves out
     recorded.recompile()
     moved = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device='cuda') for x in inputs]
-    return make_fx(functionalize(lambda *leaves: tuple(tree_leaves(recorded(*leaves)))))(*moved), moved
+    functional = functionalize(lambda *leaves: tuple(tree_leaves(recorded(*leaves))))
+    return make_fx(functional, select_decomp_table())(*moved), moved
 
 
 class Fused(Exception):  # noqa: N818  it is no error

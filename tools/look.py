@@ -8,6 +8,8 @@ docs/look.md tells how to read the pictures.
 
 import argparse
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +76,8 @@ def parse_position(text: str) -> tuple[int, int]:
 def draw_all(args: argparse.Namespace) -> None:
     """Draw and print the pictures. Raises ValueError before the first file if that cannot be done."""
     photo, at = read_photo(args.image, args.at, args.longest)
-    backbone, mean, std = load(args)
-    image = torch.from_numpy((photo - mean) / std).float().permute(2, 0, 1)[None]
+    backbone, normalise = load(args)
+    image = normalise(photo)
     views = look(backbone, image, args.stage, at)
     maps = stage_maps(backbone, image)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -112,8 +114,8 @@ def read_photo(path: Path, at: tuple[int, int] | None, longest: int) -> tuple[np
     return np.asarray(small), (min(int(x * factor), small.width - 1), min(int(y * factor), small.height - 1))
 
 
-def load(args: argparse.Namespace) -> tuple[Backbone, np.ndarray, np.ndarray]:
-    """The backbone in eval mode, and mean and standard deviation of its RGB images."""
+def load(args: argparse.Namespace) -> tuple[Backbone, Callable[[np.ndarray], Tensor]]:
+    """The backbone in eval mode, and what makes its input of an RGB image."""
     if args.config is None:
         return load_backbone(args.backbone, args.checkpoint)
     config = Config.fromfile(args.config)
@@ -126,10 +128,11 @@ def load(args: argparse.Namespace) -> tuple[Backbone, np.ndarray, np.ndarray]:
         raise ValueError(f'the backbone of {args.config} is {type(model.backbone).__name__}, and not of mmvit')
     found = dict(model.data_preprocessor.named_buffers())  # none if the images are not normalised
     mean, std = (found[name].flatten().numpy() if name in found else default for name, default in NOT_NORMALISED)
-    return model.backbone, mean, std
+    is_rgb = config.model.data_preprocessor.get('bgr_to_rgb', False)
+    return model.backbone, partial(normalised, mean=mean, std=std, is_rgb=is_rgb)
 
 
-def load_backbone(name: str, checkpoint: str | None) -> tuple[Backbone, np.ndarray, np.ndarray]:
+def load_backbone(name: str, checkpoint: str | None) -> tuple[Backbone, Callable[[np.ndarray], Tensor]]:
     """A backbone alone, with the normalisation of its classifier."""
     if name not in BACKBONES:
         raise ValueError(f'there is no backbone {name}: take one of {", ".join(sorted(BACKBONES))}')
@@ -138,10 +141,16 @@ def load_backbone(name: str, checkpoint: str | None) -> tuple[Backbone, np.ndarr
     backbone = backbone(arch).eval()
     if checkpoint is not None:
         backbone.load_official(checkpoint)
-    normalisation = family.timm_cfg(arch)
-    mean = normalisation.get('mean', IMAGENET_DEFAULT_MEAN)
-    std = normalisation.get('std', IMAGENET_DEFAULT_STD)
-    return backbone, 255 * np.array(mean), 255 * np.array(std)
+    classifier = family.timm_cfg(arch)
+    mean = 255 * np.array(classifier.get('mean', IMAGENET_DEFAULT_MEAN))
+    std = 255 * np.array(classifier.get('std', IMAGENET_DEFAULT_STD))
+    return backbone, partial(normalised, mean=mean, std=std)
+
+
+def normalised(photo: np.ndarray, mean: np.ndarray, std: np.ndarray, is_rgb: bool = True) -> Tensor:
+    """RGB pixels (H, W, 3) of 0 to 255 -> (1, 3, H, W), in BGR order if the network was trained so."""
+    photo = photo if is_rgb else photo[..., ::-1]
+    return torch.from_numpy((photo - mean) / std).float().permute(2, 0, 1)[None]
 
 
 def draw_stages(photo: np.ndarray, maps: dict[int, Tensor], backbone: Backbone) -> Figure:

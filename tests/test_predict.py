@@ -117,6 +117,12 @@ def test_files_of_a_detector(predictor, detector, pictures, tmp_path):
             assert [left, top, left + width, top + height] == pytest.approx(box.tolist(), abs=1e-4)
 
 
+def test_inferencer_of_mmdet_can_be_called(predictor, pictures, tmp_path):
+    found = predictor.inferencer(str(pictures[0]), out_dir=str(tmp_path / 'out'), return_datasamples=True)
+    assert_same(found['predictions'][0], next(predictor.predict(pictures[0], progress=False)))
+    assert (tmp_path / 'out' / 'vis' / 'a.png').exists()
+
+
 def annotations(detector) -> Path:
     dataset = Config.fromfile(detector[0]).test_dataloader.dataset
     return Path(dataset.data_root) / dataset.ann_file

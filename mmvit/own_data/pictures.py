@@ -1,6 +1,5 @@
 """Draws labelled images, and the sizes of their objects beside the anchors of a detector."""
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,11 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
-from mmengine.config import Config
 from PIL import Image
 
 from mmvit.own_data.configs import colours
 from mmvit.own_data.labels import IGNORED
+from mmvit.own_data.sizes import Sizes
 
 
 def draw_boxes(images: Path, content: dict, path: Path) -> None:
@@ -61,37 +60,16 @@ def draw_nine(images: Path, names: Sequence[str], draw: Callable[[Axes, str], No
     return figure
 
 
-def draw_sizes(content: dict, config: Config, path: Path) -> None:
-    """How large objects are in the network, beside its anchors and strides.
-
-    An object's size is the square root of its area.
-    """
-    long, short = config.scale
-    sides = {image['id']: (image['width'], image['height']) for image in content['images']}
-    factors = {key: min(short / min(size), long / max(size)) for key, size in sides.items()}
-    sizes = [math.sqrt(a['bbox'][2] * a['bbox'][3]) * factors[a['image_id']] for a in content['annotations']]
-    strides, anchors = find_anchors(config.model)
+def draw_sizes(sizes: Sizes, path: Path) -> None:
+    """How large objects are in the network, beside its anchors and strides."""
     figure = Figure(figsize=(8, 4), layout='constrained')
     axes = figure.subplots()
-    axes.hist(sizes, bins=list(np.geomspace(2, 2048, 60)), color='teal')
+    axes.hist(sizes.objects, bins=list(np.geomspace(2, 2048, 60)), color='teal')
     axes.set_xscale('log', base=2)
-    for values, style, label in ((strides, dict(color='grey', linestyle=':'), 'strides'),
-                                 (anchors, dict(color='red', linewidth=0.8), 'sizes of anchors')):  # fmt: skip
+    for values, style, label in ((sizes.strides, dict(color='grey', linestyle=':'), 'strides'),
+                                 (sizes.anchors, dict(color='red', linewidth=0.8), 'sizes of anchors')):  # fmt: skip
         for i, value in enumerate(values):
             axes.axvline(value, **style, label=None if i else label)
     axes.set(xlabel='size in the network, pixels', ylabel='objects')
     axes.legend()
     figure.savefig(path)
-
-
-def find_anchors(model: Config) -> tuple[list[float], list[float]]:
-    """Strides and sizes of a detector's anchors, in pixels; a transformer has the backbone's strides and no anchors."""
-    head = model.get('rpn_head', model.bbox_head if 'bbox_head' in model else {})
-    if 'anchor_generator' not in head:
-        return [4 * 2**i for i in model.backbone.get('out_indices', (0, 1, 2, 3))], []
-    from mmdet.registry import TASK_UTILS  # noqa: PLC0415
-
-    generator = TASK_UTILS.build({**head.anchor_generator, '_scope_': 'mmdet'})
-    corners = np.concatenate([level.numpy() for level in generator.base_anchors])
-    sizes = np.sqrt((corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1]))
-    return [stride[0] for stride in generator.strides], sorted(set(sizes.round(1).tolist()))

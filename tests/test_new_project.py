@@ -1,20 +1,29 @@
 """A config for data of one's own: formats, the check of the data, and a training."""
 
 import json
+import math
+import re
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import new_project
 import pytest
+import torch
 from commands import program, run_here, scalars
 from mmengine.config import Config
-from mmengine.registry import DATASETS
-from PIL import Image, ImageDraw
+from mmengine.dataset import pseudo_collate
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.structures import InstanceData
+from PIL import Image, ImageChops, ImageDraw, ImageOps
 
 from mmvit.own_data.check import find_gaps, find_problems
 from mmvit.own_data.configs import CONFIGS, MASKS, SEMANTIC
 from mmvit.own_data.labels import guess_format, read_labels
+from mmvit.own_data.sizes import Sizes, advise, measure
 
 HEAD = ('--head', 'retinanet', '--backbone', 'mpvit_t', '--size', '64x96')
 
@@ -325,6 +334,132 @@ def test_polygons_of_yolo_become_masks(coco, tmp_path, monkeypatch):
     width = content['images'][0]['width']
     assert item['bbox'][0] == pytest.approx(0.2 * width, abs=1.5)
     assert item['area'] == pytest.approx(0.4 * 0.5 * width * content['images'][0]['height'], rel=0.05)
+
+
+Drawn = tuple[Image.Image, list[tuple[int, int, int, int]]]  # an image, and the corners of its objects
+
+
+def galaxies() -> Iterator[Drawn]:
+    """Six images of 640x640 pixels, each with eight galaxies of 6 to 12 pixels."""
+    data = pytest.importorskip('skimage.data')
+    sky = Image.fromarray(data.hubble_deep_field())
+    cut = [(105, 382, 38), (705, 451, 44), (469, 49, 32), (387, 58, 34), (406, 388, 28), (405, 698, 36)]
+    for number in range(6):
+        ground = Image.fromarray((data.gravel, data.grass)[number % 2]()).resize((640, 640))
+        image, corners = ground.point(lambda value: value // 3).convert('RGB'), []
+        for place in range(8):
+            left, top, side = cut[(number + place) % len(cut)]
+            size, x, y = 6 + (number + place) % 7, 40 + 70 * place, 60 + (97 * place + 50 * number) % 520
+            galaxy = sky.crop((left, top, left + side, top + side)).resize((size, size))
+            box = (x, y, x + size, y + size)
+            image.paste(ImageChops.lighter(image.crop(box), galaxy), box)
+            corners.append(box)
+        yield image, corners
+
+
+def portraits() -> Iterator[Drawn]:
+    """Eight images, each with one object in 60 to 95 % of it: a cat, an astronaut, a cup and a rocket, and mirrored."""
+    data = pytest.importorskip('skimage.data')
+    for name, part, (left, top, right, bottom) in [
+        ('chelsea', (0, 0, 451, 300), (0, 0, 380, 300)),
+        ('astronaut', (0, 0, 512, 512), (17, 12, 392, 512)),
+        ('coffee', (60, 8, 500, 396), (17, 10, 420, 380)),
+        ('rocket', (303, 120, 341, 412), (4, 8, 33, 285)),
+    ]:
+        image = Image.fromarray(getattr(data, name)()).crop(part)
+        yield image, [(left, top, right, bottom)]
+        yield ImageOps.mirror(image), [(image.width - right, top, image.width - left, bottom)]
+
+
+def save_yolo(drawn: Iterator[Drawn], folder: Path) -> tuple[Path, Path]:
+    """Images, and YOLO's labels of them, of one class."""
+    images, labels = folder / 'drawn', folder / 'drawn_labels'
+    images.mkdir(), labels.mkdir()
+    (labels / 'classes.txt').write_text('thing\n')
+    for number, (image, corners) in enumerate(drawn):
+        image.save(images / f'{number}.png')
+        w, h = image.size
+        lines = [f'0 {(a + c) / 2 / w} {(b + d) / 2 / h} {(c - a) / w} {(d - b) / h}\n' for a, b, c, d in corners]
+        (labels / f'{number}.txt').write_text(''.join(lines))
+    return images, labels
+
+
+@pytest.mark.parametrize(
+    ('drawn', 'size', 'smallest', 'largest', 'advice'),
+    [
+        (galaxies, '640', 6, 12, '48 of 48 objects (100%) are smaller than the smallest anchor, 32 pixels'),
+        (portraits, '800x1333', 400, 910, '2 of 8 objects (25%) are larger than the largest anchor, 812.7 pixels'),
+    ],
+)
+def test_tiny_and_very_large_objects(drawn, size, smallest, largest, advice, tmp_path, monkeypatch, capsys):
+    """Two small sets, made of photographs inside scikit-image, in YOLO's format, are checked, plotted and trained on.
+
+    The step of training sees smaller images, to be quick.
+
+    Tiny objects: galaxies are cut out of ``hubble_deep_field`` (NASA, public domain), shrunk and laid on darkened
+    ``gravel`` and ``grass`` (CC0). Very large ones: ``chelsea`` and ``coffee`` (CC0), ``astronaut`` and ``rocket``
+    (NASA and SpaceX, public domain), cut around one object, whose box was drawn by hand.
+    """
+    pytest.importorskip('supervision')
+    images, labels = save_yolo(drawn(), tmp_path)
+    options = ('--head', 'retinanet', '--backbone', 'mpvit_t', '--size', size)
+    config = start(monkeypatch, images, labels, tmp_path / 'out', *options)
+    printed = capsys.readouterr().out
+    assert f'warning: {advice}' in printed
+    assert f'warning: {advice}' in (tmp_path / 'out' / 'check.txt').read_text()
+    assert Image.open(tmp_path / 'out' / 'sizes.png').width > 100
+    sizes = measure(all_labels(tmp_path / 'out'), config)
+    assert smallest <= min(sizes.objects) <= max(sizes.objects) <= largest
+    init_default_scope('mmdet')
+    assert all(number > 0 for number in matched_anchors(config))
+    config.train_dataloader.dataset.pipeline[2].scale = (96, 96)
+    train_once(config)
+    short, long = map(int, re.search(r'take --size (\d+)x(\d+)', printed).groups())
+    config.scale = (long, short)
+    assert advise(measure(all_labels(tmp_path / 'out'), config), (short, long)) == []
+
+
+def all_labels(out: Path) -> dict:
+    parts = [json.loads((out / f'{part}.json').read_text()) for part in ('train', 'val')]
+    return {key: [item for part in parts for item in part[key]] for key in ('images', 'annotations')}
+
+
+def matched_anchors(config: Config) -> list[int]:
+    """With how many anchors the config's assigner matches each object of an image."""
+    item = DATASETS.build(config.train_dataloader.dataset)[0]
+    head = MODELS.build({**config.model.bbox_head, 'train_cfg': config.model.train_cfg})
+    height, width = item['inputs'].shape[1:]
+    maps = [(math.ceil(height / stride), math.ceil(width / stride)) for stride, _ in head.prior_generator.strides]
+    anchors = torch.cat(head.prior_generator.grid_priors(maps, device='cpu'))
+    objects = item['data_samples'].gt_instances
+    labelled = InstanceData(bboxes=objects.bboxes.tensor, labels=objects.labels)
+    matched = head.assigner.assign(InstanceData(priors=anchors), labelled).gt_inds
+    return [int((matched == number).sum()) for number in range(1, len(objects) + 1)]
+
+
+def train_once(config: Config) -> None:
+    """Train one step, whose losses are finite."""
+    model = revert_sync_batchnorm(MODELS.build(config.model)).train()
+    batch = pseudo_collate([DATASETS.build(config.train_dataloader.dataset)[0]])
+    losses = model.train_step(batch, build_optim_wrapper(model, config.optim_wrapper))
+    assert all(loss.detach().isfinite() for loss in losses.values())
+
+
+def test_digits_need_no_advice(coco, tmp_path, monkeypatch, capsys):
+    start(monkeypatch, *coco, tmp_path / 'out', '--head', 'retinanet', '--backbone', 'mpvit_t')
+    assert 'warning' not in capsys.readouterr().out
+
+
+def test_advice_follows_how_a_detector_matches():
+    objects, strides, anchors = [10.0] * 8 + [900.0] * 2, [8, 16], [32.0, 512.0]
+    small, large = advise(Sizes(objects, strides, anchors, True), (400, 600))
+    assert small.endswith('at --size 400x600: take --size 1280x1920, or cut the images into parts and label these')
+    assert large.endswith('larger than the largest anchor, 512 pixels, at --size 400x600: take --size 224x320')
+    assert advise(Sizes(objects, strides, anchors, False), (400, 600)) == []
+    (small,) = advise(Sizes([4.0], strides, [], False), (2000, 3000))
+    assert 'smaller than the smallest stride, 8 pixels' in small
+    assert small.endswith(': cut the images into parts and label these')
+    assert advise(Sizes([], strides, anchors, True), (400, 600)) == []
 
 
 def test_masks_are_asked_for_before_anything_is_written(coco, tmp_path, monkeypatch):

@@ -8,11 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.patheffects import withStroke
 from PIL import Image
 
 from mmvit.own_data.configs import colours
 from mmvit.own_data.labels import IGNORED
 from mmvit.own_data.sizes import Sizes
+
+EDGE = [withStroke(linewidth=2, foreground='black')]  # text is read on any ground
 
 
 def draw_boxes(images: Path, content: dict, path: Path) -> None:
@@ -24,10 +27,11 @@ def draw_boxes(images: Path, content: dict, path: Path) -> None:
         for item in content['annotations']:
             if item['image_id'] == ids[name]:
                 x, y, w, h = item['bbox']
-                axes.add_patch(Rectangle((x, y), w, h, fill=False, color='lime'))
-                axes.text(x, y, names[item['category_id']], color='black', backgroundcolor='lime', fontsize=7)
+                axes.add_patch(Rectangle((x, y), w, h, fill=False, color='lime', linewidth=0.8))
+                above = dict(xytext=(0, 2), textcoords='offset points')  # the text must not hide a tiny object
+                axes.annotate(names[item['category_id']], (x, y), **above, color='lime', fontsize=7, path_effects=EDGE)
 
-    draw_nine(images, sorted(ids), draw).savefig(path)
+    draw_nine(images, sorted(ids), draw).savefig(path, dpi=150)
 
 
 def draw_masks(images: Path, masks: Path, names: Sequence[str], classes: Sequence[str], path: Path) -> None:

@@ -60,12 +60,12 @@ def advise(sizes: Sizes, side: tuple[int, int]) -> list[str]:
     values, advice = np.array(sizes.objects), []
     what, known = ('anchor', sizes.anchors) if sizes.matched_by_overlap else ('stride', sizes.strides)
     if np.mean(values < min(known)) > SHARE:
-        larger = scaled(side, min(known) / max(np.quantile(values, SHARE), 1))
+        larger = scaled(side, min(known) / max(np.quantile(values, SHARE, method='lower'), 1))
         way = f'take --size {larger[0]}x{larger[1]}, or ' if larger[1] <= LONGEST else ''
         found = describe(values < min(known), f'smaller than the smallest {what}, {min(known):g} pixels', side)
         advice.append(f'{found}: {way}cut the images into parts and label these')
     if sizes.matched_by_overlap and np.mean(values > max(known)) > SHARE:
-        smaller = scaled(side, max(known) / np.quantile(values, 1 - SHARE), math.floor)
+        smaller = scaled(side, max(known) / np.quantile(values, 1 - SHARE, method='higher'), math.floor)
         found = describe(values > max(known), f'larger than the largest {what}, {max(known):g} pixels', side)
         advice.append(f'{found}: take --size {smaller[0]}x{smaller[1]}')
     return advice

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import mmcv
 import new_project
 import pytest
 import torch
@@ -17,9 +18,12 @@ from mmengine.dataset import pseudo_collate
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.runner import load_checkpoint
 from mmengine.structures import InstanceData
 from PIL import Image, ImageChops, ImageDraw, ImageOps
 
+from mmvit.models import MPViT, RegionViT
+from mmvit.models.base import Backbone
 from mmvit.own_data.check import find_gaps, find_problems
 from mmvit.own_data.configs import CONFIGS, MASKS, SEMANTIC
 from mmvit.own_data.labels import guess_format, read_labels
@@ -198,7 +202,9 @@ def test_config_trains(coco, toolbox, tmp_path, monkeypatch):
     command = (tmp_path / 'out' / 'config.py', '--work-dir', tmp_path / 'work', '--cfg-options', *options)
     run_here(monkeypatch, program(toolbox, 'train.py'), *command)
     assert len(scalars(tmp_path / 'work', 'loss')) == 2
-    assert (tmp_path / 'work' / dict(mmdet='epoch_1.pth', mmseg='iter_2.pth')[toolbox]).exists()
+    trained = tmp_path / 'work' / dict(mmdet='epoch_1.pth', mmseg='iter_2.pth')[toolbox]
+    config = start(monkeypatch, images, labels, tmp_path / 'next', *head, '--weights', str(trained))
+    assert config.load_from == str(trained)
 
 
 def test_problems_of_coco_have_file_and_line(coco):
@@ -305,6 +311,180 @@ def test_classes_that_occur_nowhere_and_broken_images_are_named(coco, tmp_path):
     broken.write_bytes(broken.read_bytes()[:200])
     (problem,) = find_problems(images, read)
     assert problem.startswith(f'{broken}: broken image: ')
+
+
+def photograph(path: Path, mark: int = 1) -> Path:
+    """60 pixels wide, 40 high, and an EXIF mark of how it is to be turned."""
+    image = Image.effect_noise((60, 40), 50).convert('RGB')
+    exif = image.getexif()
+    exif[0x0112] = mark
+    image.save(path, exif=exif)
+    return path
+
+
+@pytest.mark.parametrize('kind', ['coco', 'yolo'])
+def test_broken_images_are_problems_before_anything_is_written(coco, kind, tmp_path, monkeypatch):
+    images, labels = coco
+    content = json.loads(labels.read_text())
+    cut, jpeg, empty, text = [images / item['file_name'] for item in content['images'][:4]]
+    if kind == 'yolo':
+        labels = write_yolo(tmp_path / 'yolo', content)
+    cut.write_bytes(cut.read_bytes()[:-500])
+    photograph(tmp_path / 'whole.jpg')
+    jpeg.write_bytes((tmp_path / 'whole.jpg').read_bytes()[:-200])
+    empty.write_bytes(b'')
+    text.write_text('<html>not found</html>')
+    mend = 'copy it again, or delete it and its labels'
+    with pytest.raises(SystemExit) as ended:
+        start(monkeypatch, images, labels, tmp_path / 'out', *HEAD)
+    first, *problems = str(ended.value).splitlines()
+    assert first == 'nothing written: mend 4 problems of the data first'
+    for problem, path in zip(sorted(problems), (cut, jpeg), strict=False):
+        assert problem.startswith(f'{path}: broken image: it is damaged, or its end is missing (image file is trunc')
+    assert f'{empty}: broken image: it has 0 bytes: {mend}' in problems
+    assert f'{text}: broken image: it is no image: {mend}' in problems
+    assert not (tmp_path / 'out').exists()
+
+
+def test_images_without_labels_are_read_where_they_are_trained_on(coco, tmp_path):
+    images, labels = coco
+    content = json.loads(labels.read_text())
+    (images / 'unlabelled.jpg').write_bytes(b'')
+    assert find_problems(images, read_labels(images, labels, 'coco')) == []
+    for kind, folder in (('yolo', write_yolo(tmp_path / 'y', content)), ('voc', write_voc(tmp_path / 'v', content))):
+        (problem,) = find_problems(images, read_labels(images, folder, kind))
+        assert problem.startswith(f'{images / "unlabelled.jpg"}: broken image: it has 0 bytes')
+
+
+def test_broken_masks_are_problems(coco, tmp_path):
+    images, labels = coco
+    folder = write_masks(tmp_path / 'masks', json.loads(labels.read_text()))
+    broken = min(folder.glob('*.png'))
+    broken.write_bytes(broken.read_bytes()[:-30])
+    (problem,) = find_problems(images, read_labels(images, folder, 'masks'))
+    assert problem.startswith(f'{broken}: broken mask: it is damaged, or its end is missing')
+
+
+@pytest.mark.parametrize(
+    ('labelled', 'advice'),
+    [
+        ((40, 60), 'its labels are for the upright image: save it upright, without the mark'),
+        ((60, 40), 'training turns it upright, and its labels are for the image as it is stored: remove the mark and'),
+    ],
+)
+def test_rotation_is_mended_as_the_labels_need_it(labelled, advice, tmp_path):
+    path = photograph(tmp_path / '1.jpg', mark=6)
+    for backend in ('cv2', 'pillow'):
+        assert mmcv.imread(path, backend=backend).shape[:2] == (60, 40)  # what training sees
+    item = {'id': 1, 'image_id': 1, 'category_id': 0, 'bbox': [5, 5, *(side - 10 for side in labelled)]}
+    image = {'id': 1, 'file_name': '1.jpg', 'width': labelled[0], 'height': labelled[1]}
+    content = {'images': [image], 'annotations': [item], 'categories': [{'id': 0, 'name': 'noise'}]}
+    write(tmp_path / 'labels.json', content)
+    (problem,) = find_problems(tmp_path, read_labels(tmp_path, tmp_path / 'labels.json', 'coco'))
+    assert problem.startswith(f'{path}: EXIF rotation: {advice}')
+    folder = tmp_path / 'yolo'
+    folder.mkdir()
+    (folder / '1.txt').write_text('0 0.5 0.5 0.5 0.5\n')
+    (folder / 'classes.txt').write_text('noise\n')
+    (problem,) = find_problems(tmp_path, read_labels(tmp_path, folder, 'yolo'))  # does not tell which it is
+    assert problem.startswith(f'{path}: EXIF rotation: training turns it upright. If its labels fit it so, save it')
+
+
+def official(backbone: Backbone, path: Path) -> Path:
+    torch.save({'model': type(backbone).to_official(backbone.state_dict())}, path)
+    return path
+
+
+def classifier(path: Path) -> Path:
+    """As timm's training writes it."""
+    timm = pytest.importorskip('timm')
+    model = timm.create_model('mmvit_mpvit_tiny')
+    torch.save({'arch': 'mmvit_mpvit_tiny', 'state_dict': model.state_dict()}, path)
+    return path
+
+
+@pytest.mark.parametrize('kind', ['official', 'timm'])
+def test_weights_of_a_classifier_are_the_backbones(coco, kind, tmp_path, monkeypatch, capsys):
+    file = tmp_path / 'weights.pth'
+    file = official(MPViT('tiny'), file) if kind == 'official' else classifier(file)
+    config = start(monkeypatch, *coco, tmp_path / 'out', *HEAD, '--weights', str(file))
+    assert config.model.backbone.init_cfg == dict(type='mmvit.OfficialWeights', checkpoint=str(file))
+    assert config.get('load_from') is None
+    assert f'the backbone begins with {file}, the head with random weights' in capsys.readouterr().out
+    model = MODELS.build(config.model)
+    model.backbone.init_weights()
+    stored = torch.load(file, weights_only=True).popitem()[1]
+    assert any(value.equal(model.backbone.stem[0][0].weight) for value in stored.values())
+
+
+def test_weights_of_a_trained_detector_are_loaded_whole(coco, tmp_path, monkeypatch, capsys):
+    init_default_scope('mmdet')
+    model = MODELS.build(Config.fromfile(CONFIGS / 'retinanet_mpvit_t.py').model)  # of COCO's 80 classes
+    file = tmp_path / 'trained.pth'
+    torch.save({'state_dict': model.state_dict(), 'meta': {}}, file)
+    config = start(monkeypatch, *coco, tmp_path / 'out', *HEAD, '--weights', str(file))
+    assert config.load_from == str(file)
+    assert 'init_cfg' not in config.model.backbone
+    assert f'all weights begin with {file}, but for layers of another number of classes' in capsys.readouterr().out
+    new = MODELS.build(config.model)
+    load_checkpoint(new, str(file), map_location='cpu')
+    for name in (next(iter(new.state_dict())), 'bbox_head.retina_reg.weight'):
+        assert new.state_dict()[name].equal(model.state_dict()[name])
+    torch.save({'state_dict': {**model.state_dict(), 'mask_head.weight': torch.ones(1)}}, file)
+    config = start(monkeypatch, *coco, tmp_path / 'other', *HEAD, '--weights', str(file))
+    assert config.model.backbone.init_cfg.checkpoint == str(file)
+
+
+def test_weights_that_do_not_fit_are_an_error(coco, tmp_path, monkeypatch):
+    missing, text = tmp_path / 'missing.pth', tmp_path / 'text.pth'
+    text.write_text('weights')
+    other = official(RegionViT('tiny'), tmp_path / 'other.pth')
+    arch = official(MPViT('xsmall'), tmp_path / 'arch.pth')
+    cut = tmp_path / 'cut.pth'
+    cut.write_bytes(arch.read_bytes()[:-1000])
+    own = 'does not fit --backbone, which is MPViT .tiny.: the file holds'
+    for file, message in [
+        (missing, 'no checkpoint at .*missing.pth .nothing is there.'),
+        (text, 'is a text file and not a checkpoint'),
+        (cut, 'is not a whole checkpoint'),
+        (other, f"{own} RegionViT 'tiny'"),
+        (arch, f"{own} MPViT 'xsmall'"),
+    ]:
+        with pytest.raises(SystemExit, match=message):
+            start(monkeypatch, *coco, tmp_path / 'out', *HEAD, '--weights', str(file))
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('size', ['big', '800xbig', '16', '1x2x3', '', '-800', '800.5'])
+def test_bad_size_is_an_error(coco, size, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        start(monkeypatch, *coco, tmp_path / 'out', f'--size={size}')
+    expected = f"argument --size: '{size}' is neither S nor SHORTxLONG of 32 pixels or more, such as 800x1333\n"
+    assert capsys.readouterr().err.endswith(expected)
+
+
+def test_wrong_folders_are_errors(coco, tmp_path, monkeypatch):
+    images, labels = coco
+    (empty := tmp_path / 'empty').mkdir()
+    folder = write_yolo(tmp_path / 'yolo', json.loads(labels.read_text()))
+    for arguments, message in [
+        ((tmp_path / 'no', labels, tmp_path / 'out'), 'no is not there: give the folder of images'),
+        ((labels, labels, tmp_path / 'out'), 'labels.json is a file: give the folder of images'),
+        ((images, tmp_path / 'no', tmp_path / 'out'), 'no is not there: mend --labels'),
+        ((images, empty, tmp_path / 'out'), 'no .json file and no folder'),
+        ((empty, folder, tmp_path / 'out'), 'empty has no images .*: give the folder that they lie in'),
+        ((images, labels, labels), '--out .* cannot be written to, for .*labels.json is a file'),
+        ((images, labels, labels / 'out'), '--out .* cannot be written to, for .*labels.json is a file'),
+        ((images, labels, tmp_path / 'out', '--format', 'yolo'), '--format yolo needs --labels to be a folder'),
+        ((images, folder, tmp_path / 'out', '--format', 'coco'), '--format coco needs --labels to be a file'),
+        ((images, folder, tmp_path / 'out', '--format', 'voc'), '--format voc: .*yolo has no .xml file'),
+    ]:
+        with pytest.raises(SystemExit, match=message):
+            start(monkeypatch, *arguments)
+    labels.write_bytes('{"categories": "é"}'.encode('latin-1'))
+    with pytest.raises(SystemExit, match='labels.json is no text in UTF-8: save it in that encoding'):
+        start(monkeypatch, images, labels, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from mmvit.own_data.check import find_gaps, find_problems
 from mmvit.own_data.configs import BOXES, MASKS, SEMANTIC, Project, detection_config, segmentation_config
 from mmvit.own_data.convert import as_coco, split_coco, split_masks
 from mmvit.own_data.images import list_images
-from mmvit.own_data.labels import Labels, guess_format, read_labels
+from mmvit.own_data.labels import PATTERNS, Labels, guess_format, read_labels
 from mmvit.own_data.pictures import draw_boxes, draw_masks, draw_sizes
 from mmvit.own_data.sizes import advise, measure
 from mmvit.own_data.weights import find_use
@@ -55,7 +55,7 @@ def parse_size(text: str) -> tuple[int, int]:
     """Shorter and longer side."""
     sides = sorted(int(side) if side.isdecimal() else 0 for side in text.split('x'))
     if len(sides) > 2 or sides[0] < 32:
-        raise argparse.ArgumentTypeError(f'{text} is neither S nor SHORTxLONG of 32 pixels or more, such as 800x1333')
+        raise argparse.ArgumentTypeError(f'{text!r} is neither S nor SHORTxLONG of 32 pixels or more, such as 800x1333')
     return sides[0], sides[-1]
 
 
@@ -101,6 +101,8 @@ def check_options(project: Project, kind: str, val: float) -> None:
     semantic = kind == 'masks'
     if (kind == 'coco') == project.labels.is_dir():
         raise ValueError(f'--format {kind} needs --labels to be a {"file" if kind == "coco" else "folder"}')
+    if kind != 'coco' and not any(project.labels.glob(PATTERNS[kind])):
+        raise ValueError(f'--format {kind}: {project.labels} has no {PATTERNS[kind][1:]} file: mend one of them')
     if semantic != (project.head in SEMANTIC):
         heads = SEMANTIC if semantic else (*BOXES, *MASKS)
         raise ValueError(f'--head {project.head} does not learn from such labels: take one of {", ".join(heads)}')
@@ -112,7 +114,7 @@ def check_options(project: Project, kind: str, val: float) -> None:
 
 def describe_weights(project: Project) -> list[str]:
     if project.use == 'model':
-        return [f'all weights but those of other classes begin with {project.weights}']
+        return [f'all weights begin with {project.weights}, but for layers of another number of classes']
     return [f'the backbone begins with {project.weights}, the head with random weights'] if project.weights else []
 
 

@@ -12,6 +12,7 @@ import yaml
 
 from mmvit.own_data.images import decode, list_images, stored_size
 
+PATTERNS = {'voc': '*.xml', 'masks': '*.png', 'yolo': '*.txt'}  # of the files in a folder of labels
 IGNORED = 255  # the value of pixels without a label in a mask
 
 
@@ -56,7 +57,7 @@ def guess_format(labels: Path) -> str:
     """'coco', 'voc', 'yolo' or 'masks'. Raises ValueError if the files are of none of them."""
     if labels.is_file() and labels.suffix == '.json':
         return 'coco'
-    for name, pattern in (('voc', '*.xml'), ('masks', '*.png'), ('yolo', '*.txt')):
+    for name, pattern in PATTERNS.items():
         if labels.is_dir() and any(labels.glob(pattern)):
             return name
     raise ValueError(f'{labels} is no .json file and no folder of .xml, .txt or .png files: mend --labels')

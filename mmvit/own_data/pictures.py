@@ -28,10 +28,14 @@ def draw_boxes(images: Path, content: dict, path: Path) -> None:
             if item['image_id'] == ids[name]:
                 x, y, w, h = item['bbox']
                 axes.add_patch(Rectangle((x, y), w, h, fill=False, color='lime', linewidth=0.8))
-                above = dict(xytext=(0, 2), textcoords='offset points')  # the text must not hide a tiny object
-                axes.annotate(names[item['category_id']], (x, y), **above, color='lime', fontsize=7, path_effects=EDGE)
+                name_above(axes, names[item['category_id']], (x, y))
 
     draw_nine(images, sorted(ids), draw).savefig(path, dpi=150)
+
+
+def name_above(axes: Axes, name: str, place: tuple[float, float]) -> None:
+    """Write a name above a place, so that it does not hide a tiny object."""
+    axes.annotate(name, place, (0, 2), textcoords='offset points', color='lime', fontsize=7, path_effects=EDGE)
 
 
 def draw_masks(images: Path, masks: Path, names: Sequence[str], classes: Sequence[str], path: Path) -> None:

@@ -6,6 +6,7 @@
 The labels are a .json file of COCO, a folder of Pascal VOC's .xml files, a folder of YOLO's .txt files, or a folder of
 masks: a .png file for each image, whose pixels are classes. data.yaml or classes.txt, in the folder or above it, names
 the classes of the last two. Problems are listed with file and line, and nothing is written before they are mended.
+A training begins with random weights, or with those of --weights.
 """
 
 import argparse
@@ -69,7 +70,8 @@ def write_project(args: argparse.Namespace) -> None:
     project = Project(images, labelled, out, head, args.backbone, args.size)
     check_options(project, kind, args.val)
     if args.weights:
-        project = replace(project, weights=args.weights.resolve(), use=find_use(args.weights, project.base))
+        weights = args.weights.expanduser().resolve()
+        project = replace(project, weights=weights, use=find_use(weights, project.base))
     labels = read_labels(args.images, args.labels, kind)
     if problems := find_problems(args.images, labels):
         raise ValueError('\n'.join([f'mend {len(problems)} problems of the data first', *problems]))

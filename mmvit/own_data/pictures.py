@@ -15,6 +15,7 @@ from mmvit.own_data.configs import colours
 from mmvit.own_data.labels import IGNORED
 from mmvit.own_data.sizes import Sizes
 
+QUICK = dict(compress_level=1)
 EDGE = [withStroke(linewidth=2, foreground='black')]  # text is read on any ground
 
 
@@ -30,7 +31,7 @@ def draw_boxes(images: Path, content: dict, path: Path) -> None:
                 axes.add_patch(Rectangle((x, y), w, h, fill=False, color='lime', linewidth=0.8))
                 name_above(axes, names[item['category_id']], (x, y))
 
-    draw_nine(images, sorted(ids), draw).savefig(path, dpi=150)
+    draw_nine(images, sorted(ids), draw).savefig(path, dpi=150, pil_kwargs=QUICK)
 
 
 def name_above(axes: Axes, name: str, place: tuple[float, float]) -> None:
@@ -52,7 +53,7 @@ def draw_masks(images: Path, masks: Path, names: Sequence[str], classes: Sequenc
     figure = draw_nine(images, names, draw)
     patches = [Patch(color=colour, label=name) for colour, name in zip(palette, classes, strict=True)]
     figure.legend(handles=patches, loc='outside lower center', ncols=8)
-    figure.savefig(path)
+    figure.savefig(path, pil_kwargs=QUICK)
 
 
 def draw_nine(images: Path, names: Sequence[str], draw: Callable[[Axes, str], None]) -> Figure:
@@ -80,4 +81,4 @@ def draw_sizes(sizes: Sizes, path: Path) -> None:
             axes.axvline(value, **style, label=None if i else label)
     axes.set(xlabel='size in the network, pixels', ylabel='objects')
     axes.legend()
-    figure.savefig(path)
+    figure.savefig(path, pil_kwargs=QUICK)

@@ -27,16 +27,15 @@ def find_use(path: Path, base: Path) -> Use:
     """
     config = Config.fromfile(base)
     loaded = read_checkpoint(str(path))
-    check_backbone(loaded, config.model.backbone, path)
     init_default_scope(config.default_scope)
-    own = MODELS.build(config.model).state_dict()
-    return 'model' if head_names(find_weights(loaded)) == head_names(own) else 'backbone'
+    model = MODELS.build(config.model)
+    check_backbone(loaded, model.backbone, config.model.backbone.arch, path)
+    return 'model' if head_names(find_weights(loaded)) == head_names(model.state_dict()) else 'backbone'
 
 
-def check_backbone(loaded: Mapping[str, Any], settings: Mapping[str, Any], path: Path) -> None:
-    """Raises ValueError, with what the file holds, if it does not fill the backbone of these settings."""
-    backbone: Backbone = MODELS.build(settings)
-    name = f'{type(backbone).__name__} {settings["arch"]!r}'
+def check_backbone(loaded: Mapping[str, Any], backbone: Backbone, arch: str, path: Path) -> None:
+    """Raises ValueError, with what the file holds, if it does not fill the backbone."""
+    name = f'{type(backbone).__name__} {arch!r}'
     try:
         backbone.load_converted(backbone.convert_official(loaded).weights, str(path))
     except ValueError as error:

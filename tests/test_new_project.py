@@ -47,6 +47,13 @@ def coco(digits, tmp_path) -> tuple[Path, Path]:
     return images, tmp_path / 'labels.json'
 
 
+@pytest.fixture
+def no_pictures(monkeypatch) -> None:
+    """Saves a second a project, where a test is about something else."""
+    for name in ('draw_boxes', 'draw_masks', 'draw_sizes'):
+        monkeypatch.setattr(new_project, name, lambda *_: None)
+
+
 def write(path: Path, content: dict) -> None:
     lists = [f'"{key}": [\n' + ',\n'.join(map(json.dumps, items)) + '\n]' for key, items in content.items()]
     path.write_text('{\n' + ',\n'.join(lists) + '\n}\n')
@@ -115,6 +122,7 @@ def start(monkeypatch, images: Path, labels: Path, out: Path, *options: str) -> 
     return Config.fromfile(out / 'config.py')
 
 
+@pytest.mark.usefixtures('no_pictures')
 @pytest.mark.parametrize('kind', ['voc', 'yolo'])
 def test_formats_give_the_boxes_of_coco(coco, kind, tmp_path, monkeypatch):
     pytest.importorskip('supervision')
@@ -184,6 +192,7 @@ def test_config_of_a_segmenter_has_the_data_and_its_classes(coco, head, tmp_path
     assert Image.open(tmp_path / 'out' / 'labelled.png').width > 100
 
 
+@pytest.mark.usefixtures('no_pictures')
 @pytest.mark.slow
 @pytest.mark.parametrize('toolbox', ['mmdet', 'mmseg'])
 def test_config_trains(coco, toolbox, tmp_path, monkeypatch):
@@ -403,6 +412,7 @@ def classifier(path: Path) -> Path:
     return path
 
 
+@pytest.mark.usefixtures('no_pictures')
 @pytest.mark.parametrize('kind', ['official', 'timm'])
 def test_weights_of_a_classifier_are_the_backbones(coco, kind, tmp_path, monkeypatch, capsys):
     file = tmp_path / 'weights.pth'
@@ -417,6 +427,7 @@ def test_weights_of_a_classifier_are_the_backbones(coco, kind, tmp_path, monkeyp
     assert any(value.equal(model.backbone.stem[0][0].weight) for value in stored.values())
 
 
+@pytest.mark.usefixtures('no_pictures')
 def test_weights_of_a_trained_detector_are_loaded_whole(coco, tmp_path, monkeypatch, capsys):
     init_default_scope('mmdet')
     model = MODELS.build(Config.fromfile(CONFIGS / 'retinanet_mpvit_t.py').model)  # of COCO's 80 classes
@@ -501,6 +512,7 @@ def test_names_of_data_yaml(coco, text, message, tmp_path):
         assert read_labels(images, folder, 'yolo').classes == ['a', 'b']
 
 
+@pytest.mark.usefixtures('no_pictures')
 def test_polygons_of_yolo_become_masks(coco, tmp_path, monkeypatch):
     pytest.importorskip('supervision')
     images, labels = coco
@@ -624,6 +636,7 @@ def train_once(config: Config) -> None:
     assert all(loss.detach().isfinite() for loss in losses.values())
 
 
+@pytest.mark.usefixtures('no_pictures')
 def test_digits_need_no_advice(coco, tmp_path, monkeypatch, capsys):
     start(monkeypatch, *coco, tmp_path / 'out', '--head', 'retinanet', '--backbone', 'mpvit_t')
     assert 'warning' not in capsys.readouterr().out

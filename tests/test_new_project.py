@@ -1,20 +1,34 @@
 """A config for data of one's own: formats, the check of the data, and a training."""
 
 import json
+import math
+import re
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import mmcv
 import new_project
 import pytest
+import torch
 from commands import program, run_here, scalars
 from mmengine.config import Config
-from mmengine.registry import DATASETS
-from PIL import Image, ImageDraw
+from mmengine.dataset import pseudo_collate
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.runner import load_checkpoint
+from mmengine.structures import InstanceData
+from PIL import Image, ImageChops, ImageDraw, ImageOps
 
+from mmvit.models import MPViT, RegionViT
+from mmvit.models.base import Backbone
 from mmvit.own_data.check import find_gaps, find_problems
 from mmvit.own_data.configs import CONFIGS, MASKS, SEMANTIC
 from mmvit.own_data.labels import guess_format, read_labels
+from mmvit.own_data.sizes import Sizes, advise, measure
+from mmvit.own_data.weights import find_use
 
 HEAD = ('--head', 'retinanet', '--backbone', 'mpvit_t', '--size', '64x96')
 
@@ -31,6 +45,13 @@ def coco(digits, tmp_path) -> tuple[Path, Path]:
         shutil.copy(digits / 'train' / image['file_name'], images)
     write(tmp_path / 'labels.json', content)
     return images, tmp_path / 'labels.json'
+
+
+@pytest.fixture
+def no_pictures(monkeypatch) -> None:
+    """Saves a second a project, where a test is about something else."""
+    for name in ('draw_boxes', 'draw_masks', 'draw_sizes'):
+        monkeypatch.setattr(new_project, name, lambda *_: None)
 
 
 def write(path: Path, content: dict) -> None:
@@ -101,6 +122,7 @@ def start(monkeypatch, images: Path, labels: Path, out: Path, *options: str) -> 
     return Config.fromfile(out / 'config.py')
 
 
+@pytest.mark.usefixtures('no_pictures')
 @pytest.mark.parametrize('kind', ['voc', 'yolo'])
 def test_formats_give_the_boxes_of_coco(coco, kind, tmp_path, monkeypatch):
     pytest.importorskip('supervision')
@@ -170,6 +192,7 @@ def test_config_of_a_segmenter_has_the_data_and_its_classes(coco, head, tmp_path
     assert Image.open(tmp_path / 'out' / 'labelled.png').width > 100
 
 
+@pytest.mark.usefixtures('no_pictures')
 @pytest.mark.slow
 @pytest.mark.parametrize('toolbox', ['mmdet', 'mmseg'])
 def test_config_trains(coco, toolbox, tmp_path, monkeypatch):
@@ -189,7 +212,8 @@ def test_config_trains(coco, toolbox, tmp_path, monkeypatch):
     command = (tmp_path / 'out' / 'config.py', '--work-dir', tmp_path / 'work', '--cfg-options', *options)
     run_here(monkeypatch, program(toolbox, 'train.py'), *command)
     assert len(scalars(tmp_path / 'work', 'loss')) == 2
-    assert (tmp_path / 'work' / dict(mmdet='epoch_1.pth', mmseg='iter_2.pth')[toolbox]).exists()
+    trained = tmp_path / 'work' / dict(mmdet='epoch_1.pth', mmseg='iter_2.pth')[toolbox]
+    assert find_use(trained, CONFIGS / f'{head[1]}_{head[3]}.py') == 'model'
 
 
 def test_problems_of_coco_have_file_and_line(coco):
@@ -298,6 +322,181 @@ def test_classes_that_occur_nowhere_and_broken_images_are_named(coco, tmp_path):
     assert problem.startswith(f'{broken}: broken image: ')
 
 
+def photograph(path: Path, mark: int = 1) -> Path:
+    """60 pixels wide, 40 high, and an EXIF mark of how it is to be turned."""
+    image = Image.effect_noise((60, 40), 50).convert('RGB')
+    exif = image.getexif()
+    exif[0x0112] = mark
+    image.save(path, exif=exif)
+    return path
+
+
+@pytest.mark.parametrize('kind', ['coco', 'yolo'])
+def test_broken_images_are_problems_before_anything_is_written(coco, kind, tmp_path, monkeypatch):
+    images, labels = coco
+    content = json.loads(labels.read_text())
+    cut, jpeg, empty, text = [images / item['file_name'] for item in content['images'][:4]]
+    if kind == 'yolo':
+        labels = write_yolo(tmp_path / 'yolo', content)
+    cut.write_bytes(cut.read_bytes()[:-500])
+    photograph(tmp_path / 'whole.jpg')
+    jpeg.write_bytes((tmp_path / 'whole.jpg').read_bytes()[:-200])
+    empty.write_bytes(b'')
+    text.write_text('<html>not found</html>')
+    mend = 'copy it again, or delete it and its labels'
+    with pytest.raises(SystemExit) as ended:
+        start(monkeypatch, images, labels, tmp_path / 'out', *HEAD)
+    first, *problems = str(ended.value).splitlines()
+    assert first == 'nothing written: mend 4 problems of the data first'
+    for problem, path in zip(sorted(problems), (cut, jpeg), strict=False):
+        assert problem.startswith(f'{path}: broken image: it is damaged, or its end is missing (image file is trunc')
+    assert f'{empty}: broken image: it has 0 bytes: {mend}' in problems
+    assert f'{text}: broken image: it is no image: {mend}' in problems
+    assert not (tmp_path / 'out').exists()
+
+
+def test_images_without_labels_are_read_where_they_are_trained_on(coco, tmp_path):
+    images, labels = coco
+    content = json.loads(labels.read_text())
+    (images / 'unlabelled.jpg').write_bytes(b'')
+    assert find_problems(images, read_labels(images, labels, 'coco')) == []
+    for kind, folder in (('yolo', write_yolo(tmp_path / 'y', content)), ('voc', write_voc(tmp_path / 'v', content))):
+        (problem,) = find_problems(images, read_labels(images, folder, kind))
+        assert problem.startswith(f'{images / "unlabelled.jpg"}: broken image: it has 0 bytes')
+
+
+def test_broken_masks_are_problems(coco, tmp_path):
+    images, labels = coco
+    folder = write_masks(tmp_path / 'masks', json.loads(labels.read_text()))
+    broken = min(folder.glob('*.png'))
+    broken.write_bytes(broken.read_bytes()[:-30])
+    (problem,) = find_problems(images, read_labels(images, folder, 'masks'))
+    assert problem.startswith(f'{broken}: broken mask: it is damaged, or its end is missing')
+
+
+@pytest.mark.parametrize(
+    ('labelled', 'advice'),
+    [
+        ((40, 60), 'its labels are for the upright image: save it upright, without the mark'),
+        ((60, 40), 'training turns it upright, and its labels are for the image as it is stored: remove the mark and'),
+    ],
+)
+def test_rotation_is_mended_as_the_labels_need_it(labelled, advice, tmp_path):
+    path = photograph(tmp_path / '1.jpg', mark=6)
+    for backend in ('cv2', 'pillow'):
+        assert mmcv.imread(path, backend=backend).shape[:2] == (60, 40)  # what training sees
+    item = {'id': 1, 'image_id': 1, 'category_id': 0, 'bbox': [5, 5, *(side - 10 for side in labelled)]}
+    image = {'id': 1, 'file_name': '1.jpg', 'width': labelled[0], 'height': labelled[1]}
+    content = {'images': [image], 'annotations': [item], 'categories': [{'id': 0, 'name': 'noise'}]}
+    write(tmp_path / 'labels.json', content)
+    (problem,) = find_problems(tmp_path, read_labels(tmp_path, tmp_path / 'labels.json', 'coco'))
+    assert problem.startswith(f'{path}: EXIF rotation: {advice}')
+    folder = tmp_path / 'yolo'
+    folder.mkdir()
+    (folder / '1.txt').write_text('0 0.5 0.5 0.5 0.5\n')
+    (folder / 'classes.txt').write_text('noise\n')
+    (problem,) = find_problems(tmp_path, read_labels(tmp_path, folder, 'yolo'))  # does not tell which it is
+    assert problem.startswith(f'{path}: EXIF rotation: training turns it upright. If its labels fit it so, save it')
+
+
+def official(backbone: Backbone, path: Path) -> Path:
+    torch.save({'model': type(backbone).to_official(backbone.state_dict())}, path)
+    return path
+
+
+def classifier(path: Path) -> Path:
+    """As timm's training writes it."""
+    timm = pytest.importorskip('timm')
+    model = timm.create_model('mmvit_mpvit_tiny')
+    torch.save({'arch': 'mmvit_mpvit_tiny', 'state_dict': model.state_dict()}, path)
+    return path
+
+
+@pytest.mark.usefixtures('no_pictures')
+@pytest.mark.parametrize('kind', ['official', 'timm'])
+def test_weights_of_a_classifier_are_the_backbones(coco, kind, tmp_path, monkeypatch, capsys):
+    file = tmp_path / 'weights.pth'
+    file = official(MPViT('tiny'), file) if kind == 'official' else classifier(file)
+    config = start(monkeypatch, *coco, tmp_path / 'out', *HEAD, '--weights', str(file))
+    assert config.model.backbone.init_cfg == dict(type='mmvit.OfficialWeights', checkpoint=str(file))
+    assert config.get('load_from') is None
+    assert f'the backbone begins with {file}, the head with random weights' in capsys.readouterr().out
+    model = MODELS.build(config.model)
+    model.backbone.init_weights()
+    stored = torch.load(file, weights_only=True).popitem()[1]
+    assert any(value.equal(model.backbone.stem[0][0].weight) for value in stored.values())
+
+
+@pytest.mark.usefixtures('no_pictures')
+def test_weights_of_a_trained_detector_are_loaded_whole(coco, tmp_path, monkeypatch, capsys):
+    init_default_scope('mmdet')
+    model = MODELS.build(Config.fromfile(CONFIGS / 'retinanet_mpvit_t.py').model)  # of COCO's 80 classes
+    file = tmp_path / 'trained.pth'
+    torch.save({'state_dict': model.state_dict(), 'meta': {}}, file)
+    config = start(monkeypatch, *coco, tmp_path / 'out', *HEAD, '--weights', str(file))
+    assert config.load_from == str(file)
+    assert 'init_cfg' not in config.model.backbone
+    assert f'all weights begin with {file}, but for layers of another number of classes' in capsys.readouterr().out
+    new = MODELS.build(config.model)
+    load_checkpoint(new, str(file), map_location='cpu')
+    for name in (next(iter(new.state_dict())), 'bbox_head.retina_reg.weight'):
+        assert new.state_dict()[name].equal(model.state_dict()[name])
+    torch.save({'state_dict': {**model.state_dict(), 'mask_head.weight': torch.ones(1)}}, file)
+    assert find_use(file, CONFIGS / 'retinanet_mpvit_t.py') == 'backbone'  # the heads are of another detector
+
+
+def test_weights_that_do_not_fit_are_an_error(coco, tmp_path, monkeypatch):
+    missing, text = tmp_path / 'missing.pth', tmp_path / 'text.pth'
+    text.write_text('weights')
+    other = official(RegionViT('tiny'), tmp_path / 'other.pth')
+    arch = official(MPViT('xsmall'), tmp_path / 'arch.pth')
+    cut = tmp_path / 'cut.pth'
+    cut.write_bytes(arch.read_bytes()[:-1000])
+    own = 'does not fit --backbone, which is MPViT .tiny.: the file holds'
+    for file, message in [
+        (missing, 'no checkpoint at .*missing.pth .nothing is there.'),
+        (text, 'is a text file and not a checkpoint'),
+        (cut, 'is not a whole checkpoint'),
+        (other, f"{own} RegionViT 'tiny'"),
+        (arch, f"{own} MPViT 'xsmall'"),
+    ]:
+        with pytest.raises(SystemExit, match=message):
+            start(monkeypatch, *coco, tmp_path / 'out', *HEAD, '--weights', str(file))
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('size', ['big', '800xbig', '16', '1x2x3', '', '-800', '800.5'])
+def test_bad_size_is_an_error(coco, size, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        start(monkeypatch, *coco, tmp_path / 'out', f'--size={size}')
+    expected = f"argument --size: '{size}' is neither S nor SHORTxLONG of 32 pixels or more, such as 800x1333\n"
+    assert capsys.readouterr().err.endswith(expected)
+
+
+def test_wrong_folders_are_errors(coco, tmp_path, monkeypatch):
+    images, labels = coco
+    (empty := tmp_path / 'empty').mkdir()
+    folder = write_yolo(tmp_path / 'yolo', json.loads(labels.read_text()))
+    for arguments, message in [
+        ((tmp_path / 'no', labels, tmp_path / 'out'), 'no is not there: give the folder of images'),
+        ((labels, labels, tmp_path / 'out'), 'labels.json is a file: give the folder of images'),
+        ((images, tmp_path / 'no', tmp_path / 'out'), 'no is not there: mend --labels'),
+        ((images, empty, tmp_path / 'out'), 'no .json file and no folder'),
+        ((empty, folder, tmp_path / 'out'), 'empty has no images .*: give the folder that they lie in'),
+        ((images, labels, labels), '--out .* cannot be written to, for .*labels.json is a file'),
+        ((images, labels, labels / 'out'), '--out .* cannot be written to, for .*labels.json is a file'),
+        ((images, labels, tmp_path / 'out', '--format', 'yolo'), '--format yolo needs --labels to be a folder'),
+        ((images, folder, tmp_path / 'out', '--format', 'coco'), '--format coco needs --labels to be a file'),
+        ((images, folder, tmp_path / 'out', '--format', 'voc'), '--format voc: .*yolo has no .xml file'),
+    ]:
+        with pytest.raises(SystemExit, match=message):
+            start(monkeypatch, *arguments)
+    labels.write_bytes('{"categories": "é"}'.encode('latin-1'))
+    with pytest.raises(SystemExit, match='labels.json is no text in UTF-8: save it in that encoding'):
+        start(monkeypatch, images, labels, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
 @pytest.mark.parametrize(
     ('text', 'message'),
     [('names: {1: a, 2: b}', 'needs names: a list'), ('nc: 2', 'needs names'), ('names: [a, b]', '')],
@@ -313,6 +512,7 @@ def test_names_of_data_yaml(coco, text, message, tmp_path):
         assert read_labels(images, folder, 'yolo').classes == ['a', 'b']
 
 
+@pytest.mark.usefixtures('no_pictures')
 def test_polygons_of_yolo_become_masks(coco, tmp_path, monkeypatch):
     pytest.importorskip('supervision')
     images, labels = coco
@@ -325,6 +525,133 @@ def test_polygons_of_yolo_become_masks(coco, tmp_path, monkeypatch):
     width = content['images'][0]['width']
     assert item['bbox'][0] == pytest.approx(0.2 * width, abs=1.5)
     assert item['area'] == pytest.approx(0.4 * 0.5 * width * content['images'][0]['height'], rel=0.05)
+
+
+Drawn = tuple[Image.Image, list[tuple[int, int, int, int]]]  # an image, and the corners of its objects
+
+
+def galaxies() -> Iterator[Drawn]:
+    """Six images of 640x640 pixels, each with eight galaxies of 6 to 12 pixels."""
+    data = pytest.importorskip('skimage.data')
+    sky = Image.fromarray(data.hubble_deep_field())
+    cut = [(105, 382, 38), (705, 451, 44), (469, 49, 32), (387, 58, 34), (406, 388, 28), (405, 698, 36)]
+    for number in range(6):
+        ground = Image.fromarray((data.gravel, data.grass)[number % 2]()).resize((640, 640))
+        image, corners = ground.point(lambda value: value // 3).convert('RGB'), []
+        for place in range(8):
+            left, top, side = cut[(number + place) % len(cut)]
+            size, x, y = 6 + (number + place) % 7, 40 + 70 * place, 60 + (97 * place + 50 * number) % 520
+            galaxy = sky.crop((left, top, left + side, top + side)).resize((size, size))
+            box = (x, y, x + size, y + size)
+            image.paste(ImageChops.lighter(image.crop(box), galaxy), box)
+            corners.append(box)
+        yield image, corners
+
+
+def portraits() -> Iterator[Drawn]:
+    """Eight images, each with one object in 60 to 95 % of it: a cat, an astronaut, a cup and a rocket, and mirrored."""
+    data = pytest.importorskip('skimage.data')
+    for name, part, (left, top, right, bottom) in [
+        ('chelsea', (0, 0, 451, 300), (0, 0, 380, 300)),
+        ('astronaut', (0, 0, 512, 512), (17, 12, 392, 512)),
+        ('coffee', (60, 8, 500, 396), (17, 10, 420, 380)),
+        ('rocket', (303, 120, 341, 412), (4, 8, 33, 285)),
+    ]:
+        image = Image.fromarray(getattr(data, name)()).crop(part)
+        yield image, [(left, top, right, bottom)]
+        yield ImageOps.mirror(image), [(image.width - right, top, image.width - left, bottom)]
+
+
+def save_yolo(drawn: Iterator[Drawn], folder: Path) -> tuple[Path, Path]:
+    """Images, and YOLO's labels of them, of one class."""
+    images, labels = folder / 'drawn', folder / 'drawn_labels'
+    images.mkdir(), labels.mkdir()
+    (labels / 'classes.txt').write_text('thing\n')
+    for number, (image, corners) in enumerate(drawn):
+        image.save(images / f'{number}.png')
+        w, h = image.size
+        lines = [f'0 {(a + c) / 2 / w} {(b + d) / 2 / h} {(c - a) / w} {(d - b) / h}\n' for a, b, c, d in corners]
+        (labels / f'{number}.txt').write_text(''.join(lines))
+    return images, labels
+
+
+@pytest.mark.parametrize(
+    ('drawn', 'size', 'smallest', 'largest', 'advice'),
+    [
+        (galaxies, '640', 6, 12, '48 of 48 objects (100%) are smaller than the smallest anchor, 32 pixels'),
+        (portraits, '800x1333', 400, 910, '2 of 8 objects (25%) are larger than the largest anchor, 812.7 pixels'),
+    ],
+)
+def test_tiny_and_very_large_objects(drawn, size, smallest, largest, advice, tmp_path, monkeypatch, capsys):
+    """Two small sets, made of photographs inside scikit-image, in YOLO's format, are checked, plotted and trained on.
+
+    The step of training sees smaller images, to be quick.
+
+    Tiny objects: galaxies are cut out of ``hubble_deep_field`` (NASA, public domain), shrunk and laid on darkened
+    ``gravel`` and ``grass`` (CC0). Very large ones: ``chelsea`` and ``coffee`` (CC0), ``astronaut`` and ``rocket``
+    (NASA and SpaceX, public domain), cut around one object, whose box was drawn by hand.
+    """
+    pytest.importorskip('supervision')
+    images, labels = save_yolo(drawn(), tmp_path)
+    options = ('--head', 'retinanet', '--backbone', 'mpvit_t', '--size', size)
+    config = start(monkeypatch, images, labels, tmp_path / 'out', *options)
+    printed = capsys.readouterr().out
+    assert f'warning: {advice}' in printed
+    assert f'warning: {advice}' in (tmp_path / 'out' / 'check.txt').read_text()
+    assert Image.open(tmp_path / 'out' / 'sizes.png').width > 100
+    sizes = measure(all_labels(tmp_path / 'out'), config)
+    assert smallest <= min(sizes.objects) <= max(sizes.objects) <= largest
+    init_default_scope('mmdet')
+    assert all(number > 0 for number in matched_anchors(config))
+    config.train_dataloader.dataset.pipeline[2].scale = (96, 96)
+    train_once(config)
+    short, long = map(int, re.search(r'take --size (\d+)x(\d+)', printed).groups())
+    config.scale = (long, short)
+    assert advise(measure(all_labels(tmp_path / 'out'), config), (short, long)) == []
+
+
+def all_labels(out: Path) -> dict:
+    parts = [json.loads((out / f'{part}.json').read_text()) for part in ('train', 'val')]
+    return {key: [item for part in parts for item in part[key]] for key in ('images', 'annotations')}
+
+
+def matched_anchors(config: Config) -> list[int]:
+    """With how many anchors the config's assigner matches each object of an image."""
+    item = DATASETS.build(config.train_dataloader.dataset)[0]
+    head = MODELS.build({**config.model.bbox_head, 'train_cfg': config.model.train_cfg})
+    height, width = item['inputs'].shape[1:]
+    maps = [(math.ceil(height / stride), math.ceil(width / stride)) for stride, _ in head.prior_generator.strides]
+    anchors = torch.cat(head.prior_generator.grid_priors(maps, device='cpu'))
+    objects = item['data_samples'].gt_instances
+    labelled = InstanceData(bboxes=objects.bboxes.tensor, labels=objects.labels)
+    matched = head.assigner.assign(InstanceData(priors=anchors), labelled).gt_inds
+    return [int((matched == number).sum()) for number in range(1, len(objects) + 1)]
+
+
+def train_once(config: Config) -> None:
+    """Train one step, whose losses are finite."""
+    model = revert_sync_batchnorm(MODELS.build(config.model)).train()
+    batch = pseudo_collate([DATASETS.build(config.train_dataloader.dataset)[0]])
+    losses = model.train_step(batch, build_optim_wrapper(model, config.optim_wrapper))
+    assert all(loss.detach().isfinite() for loss in losses.values())
+
+
+@pytest.mark.usefixtures('no_pictures')
+def test_digits_need_no_advice(coco, tmp_path, monkeypatch, capsys):
+    start(monkeypatch, *coco, tmp_path / 'out', '--head', 'retinanet', '--backbone', 'mpvit_t')
+    assert 'warning' not in capsys.readouterr().out
+
+
+def test_advice_follows_how_a_detector_matches():
+    objects, strides, anchors = [10.0] * 8 + [900.0] * 2, [8, 16], [32.0, 512.0]
+    small, large = advise(Sizes(objects, strides, anchors, True), (400, 600))
+    assert small.endswith('at --size 400x600: take --size 1280x1920, or cut the images into parts and label these')
+    assert large.endswith('larger than the largest anchor, 512 pixels, at --size 400x600: take --size 224x320')
+    assert advise(Sizes(objects, strides, anchors, False), (400, 600)) == []
+    (small,) = advise(Sizes([4.0], strides, [], False), (2000, 3000))
+    assert 'smaller than the smallest stride, 8 pixels' in small
+    assert small.endswith(': cut the images into parts and label these')
+    assert advise(Sizes([], strides, anchors, True), (400, 600)) == []
 
 
 def test_masks_are_asked_for_before_anything_is_written(coco, tmp_path, monkeypatch):

@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-from PIL import Image
+from mmvit.own_data.images import advise_rotation, decode, list_images, rotation
+from mmvit.own_data.labels import Entry, Labels
 
-from mmvit.own_data.labels import Labels, list_images
-
-EXIF_ORIENTATION = 0x0112
 OUTSIDE = 1.0  # pixels by which a box may pass the image's edge: labelling programs round
 
 
@@ -17,25 +15,27 @@ def find_problems(images: Path, labels: Labels) -> list[str]:
 
 
 def check_images(images: Path, labels: Labels) -> tuple[dict[str, tuple[int, int]], list[str]]:
-    """(width, height) of each image that there is, and the problems."""
+    """(width, height) of each image that is upright, and the problems of all that a training would read."""
+    unlabelled = without_labels(images, labels) if labels.takes_unlabelled else []
     sizes, problems = {}, []
-    for entry in labels.entries:
+    for entry in (*labels.entries, *(Entry(str(path), path.name) for path in unlabelled)):
         path = images / entry.image
-        if not path.exists():
+        if not path.is_file():
             problems.append(f'{entry.place}: missing image: {path} does not exist')
             continue
         try:
-            with Image.open(path) as opened:
-                opened.load()
-                size, turned = opened.size, opened.getexif().get(EXIF_ORIENTATION, 1) != 1
-        except OSError as error:
+            image = decode(path)
+        except ValueError as error:
             problems.append(f'{path}: broken image: {error}')
             continue
-        sizes[entry.image] = size
-        if turned:
-            problems.append(f'{path}: EXIF rotation: save the image upright, without the mark')
-        if entry.size and entry.size != size:
-            problems.append(f'{entry.place}: wrong image size: {entry.size}, and {path} has {size}')
+        sides = {image.size}
+        if rotation(image) == 1:
+            sizes[entry.image] = image.size
+        else:
+            problems.append(f'{path}: EXIF rotation: {advise_rotation(image, entry.size)}')
+            sides.add(image.size[::-1])
+        if entry.size and entry.size not in sides:
+            problems.append(f'{entry.place}: wrong image size: {entry.size}, and {path} has {image.size}')
     return sizes, problems
 
 
@@ -56,7 +56,11 @@ def check_boxes(labels: Labels, sizes: dict[str, tuple[int, int]]) -> list[str]:
 def find_gaps(images: Path, labels: Labels) -> list[str]:
     """What may be meant: classes that occur nowhere, and images without labels."""
     gaps = [f'empty class: {name} occurs nowhere' for name in labels.classes if not labels.counts[name]]
-    named = {Path(entry.image).name for entry in labels.entries}
-    if unnamed := [path.name for path in list_images(images) if path.name not in named]:
-        gaps.append(f'images without labels: {len(unnamed)}, the first is {unnamed[0]}')
+    if unlabelled := without_labels(images, labels):
+        gaps.append(f'images without labels: {len(unlabelled)}, the first is {unlabelled[0].name}')
     return gaps
+
+
+def without_labels(images: Path, labels: Labels) -> list[Path]:
+    named = {Path(entry.image).name for entry in labels.entries}
+    return [path for path in list_images(images) if path.name not in named]

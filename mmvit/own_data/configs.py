@@ -10,6 +10,7 @@ from matplotlib import colormaps
 from mmengine.config import Config
 
 from mmvit.checkpoints.files import CONFIGS
+from mmvit.own_data.weights import Use
 
 BOXES = ('retinanet', 'atss', 'deformable_detr', 'dino')
 MASKS = ('maskrcnn', 'cascade_maskrcnn')
@@ -18,7 +19,7 @@ STEPS = 3000  # a training takes about so many, in 12 to 100 passes over the ima
 
 SHARED = """\
 _base_ = '{base}'
-classes = {classes}
+{start}classes = {classes}
 palette = {palette}
 scale = ({long}, {short})  # longer and shorter side, in pixels
 """
@@ -115,6 +116,8 @@ class Project:
     head: str
     backbone: str
     size: tuple[int, int]
+    weights: Path | None = None  # to begin with
+    use: Use = 'backbone'  # what they fill
 
     @property
     def base(self) -> Path:
@@ -127,7 +130,7 @@ def detection_config(project: Project, classes: Sequence[str], images: int) -> s
     _, epochs = schedule(project, images)
     return (SHARED + DETECTION + RATE).format(
         **shared(project, classes, images),
-        model=detector(project.head, len(classes)),
+        model=backbone(project) + detector(project.head, len(classes)),
         masks=project.head in MASKS,
         metrics=['bbox', 'segm'] if project.head in MASKS else 'bbox',
         interval=max(1, epochs // 12),
@@ -142,7 +145,7 @@ def segmentation_config(project: Project, classes: Sequence[str], images: int, s
     auxiliary = ', auxiliary_head=' + count if project.head == 'upernet' else ''
     return (SHARED + SEGMENTATION + RATE).format(
         **shared(project, classes, images),
-        model=f'decode_head={count}{auxiliary}',
+        model=f'{backbone(project)}decode_head={count}{auxiliary}',
         labels=project.labels,
         suffix=suffix,
         interval=max(1, each * epochs // 12),
@@ -156,6 +159,7 @@ def shared(project: Project, classes: Sequence[str], images: int) -> dict[str, o
     batch, base_batch = batch_size(project, images), recipe.auto_scale_lr.base_batch_size
     return dict(
         base=project.base,
+        start=f"load_from = '{project.weights}'\n" if project.weights and project.use == 'model' else '',
         classes=wrapped(tuple(classes), len('classes = ')),
         palette=wrapped(colours(len(classes)), len('palette = ')),
         short=project.size[0],
@@ -185,6 +189,14 @@ def schedule(project: Project, images: int) -> tuple[int, int]:
 
 def batch_size(project: Project, images: int) -> int:
     return min(images, 4 if project.size[0] <= 512 else 2)
+
+
+def backbone(project: Project) -> str:
+    """The option that gives the backbone its weights, if they are the file's only use."""
+    if not project.weights or project.use == 'model':
+        return ''
+    initial = f"dict(type='mmvit.OfficialWeights', checkpoint='{project.weights}')"
+    return f'\n    backbone=dict(init_cfg={initial}),\n    '
 
 
 def detector(head: str, count: int) -> str:

@@ -12,9 +12,7 @@ T = TypeVar('T')
 
 
 def as_coco(images: Path, labels: Path, kind: str) -> dict:
-    """Labels in the format of COCO. Raises ImportError if they are in another and supervision is not installed."""
-    if kind == 'coco':
-        return json.loads(labels.read_text())
+    """Pascal VOC's or YOLO's labels in the format of COCO. Raises ImportError if supervision is not installed."""
     try:
         from supervision import DetectionDataset  # noqa: PLC0415
     except ImportError as error:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from PIL import Image
 
-from mmvit.deploy.runtime import IMAGES
+from mmvit.own_data.images import decode, list_images, stored_size
 
+PATTERNS = {'voc': '*.xml', 'masks': '*.png', 'yolo': '*.txt'}  # of the files in a folder of labels
 IGNORED = 255  # the value of pixels without a label in a mask
 
 
@@ -44,6 +44,8 @@ class Labels:
     boxes: list[Box] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)  # boxes, or masks, of each class
     problems: list[str] = field(default_factory=list)
+    content: dict | None = None  # of a file of COCO
+    takes_unlabelled: bool = False  # an image without labels is one without objects
 
     def add_box(self, *args: object) -> None:
         box = Box(*args)  # type: ignore[arg-type]
@@ -55,7 +57,7 @@ def guess_format(labels: Path) -> str:
     """'coco', 'voc', 'yolo' or 'masks'. Raises ValueError if the files are of none of them."""
     if labels.is_file() and labels.suffix == '.json':
         return 'coco'
-    for name, pattern in (('voc', '*.xml'), ('masks', '*.png'), ('yolo', '*.txt')):
+    for name, pattern in PATTERNS.items():
         if labels.is_dir() and any(labels.glob(pattern)):
             return name
     raise ValueError(f'{labels} is no .json file and no folder of .xml, .txt or .png files: mend --labels')
@@ -71,10 +73,11 @@ def read_labels(images: Path, labels: Path, kind: str) -> Labels:
 
 
 def read_coco(path: Path) -> Labels:
-    text = path.read_text()
+    text = read_text(path)
     try:
-        names = {category['id']: category['name'] for category in json.loads(text)['categories']}
-        labels = Labels(classes=list(names.values()))
+        content = json.loads(text)
+        names = {category['id']: category['name'] for category in content['categories']}
+        labels = Labels(classes=list(names.values()), content=content)
         seen: set[tuple[str, int]] = set()
         files = {}
         for line, image in json_items(text, 'images'):
@@ -126,9 +129,9 @@ def read_voc(folder: Path) -> Labels:
         raise ImportError(f"{error}: install it by pip install 'mmvit[project]'") from error
 
     names = find_names(folder)
-    labels = Labels(classes=names or [])
+    labels = Labels(classes=names or [], takes_unlabelled=True)
     for path in sorted(folder.glob('*.xml')):
-        text = path.read_text()
+        text = read_text(path)
         try:
             root = ElementTree.fromstring(text)
             size = int(root.find('size').findtext('width')), int(root.find('size').findtext('height'))
@@ -156,12 +159,11 @@ def line_of(text: str, position: int) -> int:
 
 def read_yolo(images: Path, folder: Path) -> Labels:
     names = class_names(folder)
-    labels = Labels(classes=names)
+    labels = Labels(classes=names, takes_unlabelled=True)
     for path, image in with_images(images, set(folder.glob('*.txt')) - {folder / 'classes.txt'}, labels.problems):
         labels.entries.append(Entry(f'{path}:1', image.name))
-        with Image.open(image) as opened:
-            width, height = opened.size
-        for line, words in enumerate(path.read_text().splitlines(), 1):
+        width, height = stored_size(image)
+        for line, words in enumerate(read_text(path).splitlines(), 1):
             if not words.strip():
                 continue
             place = f'{path}:{line}'
@@ -193,11 +195,15 @@ def read_masks(images: Path, folder: Path) -> Labels:
     names = class_names(folder)
     labels = Labels(classes=names)
     for path, image in with_images(images, set(folder.glob('*.png')), labels.problems):
-        with Image.open(path) as opened:
-            if opened.mode not in ('L', 'P'):
-                raise ValueError(f'{path} is no mask: a pixel must be one number, and these are {opened.mode}')
-            labels.entries.append(Entry(str(path), image.name, opened.size))
-            values = np.unique(np.asarray(opened))
+        try:
+            mask = decode(path)
+        except ValueError as error:
+            labels.problems.append(f'{path}: broken mask: {error}')
+            continue
+        if mask.mode not in ('L', 'P'):
+            raise ValueError(f'{path} is no mask: a pixel must be one number, and these are {mask.mode}')
+        labels.entries.append(Entry(str(path), image.name, mask.size))
+        values = np.unique(np.asarray(mask))
         for value in map(int, values[values != IGNORED]):
             if value < len(names):
                 labels.counts[names[value]] += 1
@@ -221,10 +227,6 @@ def with_images(images: Path, files: set[Path], problems: list[str]) -> Iterator
             problems.append(f'{path}: missing image: {images} has none of the name {path.stem}')
 
 
-def list_images(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES)
-
-
 def class_names(folder: Path) -> list[str]:
     """As ``find_names``. Raises ValueError if there are none."""
     if names := find_names(folder):
@@ -238,13 +240,21 @@ def find_names(folder: Path) -> list[str] | None:
         if (path := parent / 'data.yaml').exists():
             return yaml_names(path)
         if (path := parent / 'classes.txt').exists():
-            return [name for line in path.read_text().splitlines() if (name := line.strip())]
+            return [name for line in read_text(path).splitlines() if (name := line.strip())]
     return None
 
 
 def yaml_names(path: Path) -> list[str]:
     try:
-        names = yaml.safe_load(path.read_text())['names']
+        names = yaml.safe_load(read_text(path))['names']
         return [str(names[i]) for i in range(len(names))]
     except (KeyError, TypeError, yaml.YAMLError) as error:
         raise ValueError(f'{path} needs names: a list, or a table with the numbers from 0 ({error!r})') from error
+
+
+def read_text(path: Path) -> str:
+    """Raises ValueError if a file is no text in UTF-8. A byte order mark, which Windows writes, is left out."""
+    try:
+        return path.read_text(encoding='utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{path} is no text in UTF-8: save it in that encoding ({error})') from None

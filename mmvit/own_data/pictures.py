@@ -1,6 +1,5 @@
 """Draws labelled images, and the sizes of their objects beside the anchors of a detector."""
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,11 +8,15 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
-from mmengine.config import Config
+from matplotlib.patheffects import withStroke
 from PIL import Image
 
 from mmvit.own_data.configs import colours
 from mmvit.own_data.labels import IGNORED
+from mmvit.own_data.sizes import Sizes
+
+QUICK = dict(compress_level=1)
+EDGE = [withStroke(linewidth=2, foreground='black')]  # text is read on any ground
 
 
 def draw_boxes(images: Path, content: dict, path: Path) -> None:
@@ -25,10 +28,15 @@ def draw_boxes(images: Path, content: dict, path: Path) -> None:
         for item in content['annotations']:
             if item['image_id'] == ids[name]:
                 x, y, w, h = item['bbox']
-                axes.add_patch(Rectangle((x, y), w, h, fill=False, color='lime'))
-                axes.text(x, y, names[item['category_id']], color='black', backgroundcolor='lime', fontsize=7)
+                axes.add_patch(Rectangle((x, y), w, h, fill=False, color='lime', linewidth=0.8))
+                name_above(axes, names[item['category_id']], (x, y))
 
-    draw_nine(images, sorted(ids), draw).savefig(path)
+    draw_nine(images, sorted(ids), draw).savefig(path, dpi=150, pil_kwargs=QUICK)
+
+
+def name_above(axes: Axes, name: str, place: tuple[float, float]) -> None:
+    """Write a name above a place, so that it does not hide a tiny object."""
+    axes.annotate(name, place, (0, 2), textcoords='offset points', color='lime', fontsize=7, path_effects=EDGE)
 
 
 def draw_masks(images: Path, masks: Path, names: Sequence[str], classes: Sequence[str], path: Path) -> None:
@@ -45,7 +53,7 @@ def draw_masks(images: Path, masks: Path, names: Sequence[str], classes: Sequenc
     figure = draw_nine(images, names, draw)
     patches = [Patch(color=colour, label=name) for colour, name in zip(palette, classes, strict=True)]
     figure.legend(handles=patches, loc='outside lower center', ncols=8)
-    figure.savefig(path)
+    figure.savefig(path, pil_kwargs=QUICK)
 
 
 def draw_nine(images: Path, names: Sequence[str], draw: Callable[[Axes, str], None]) -> Figure:
@@ -61,37 +69,16 @@ def draw_nine(images: Path, names: Sequence[str], draw: Callable[[Axes, str], No
     return figure
 
 
-def draw_sizes(content: dict, config: Config, path: Path) -> None:
-    """How large objects are in the network, beside its anchors and strides.
-
-    An object's size is the square root of its area.
-    """
-    long, short = config.scale
-    sides = {image['id']: (image['width'], image['height']) for image in content['images']}
-    factors = {key: min(short / min(size), long / max(size)) for key, size in sides.items()}
-    sizes = [math.sqrt(a['bbox'][2] * a['bbox'][3]) * factors[a['image_id']] for a in content['annotations']]
-    strides, anchors = find_anchors(config.model)
+def draw_sizes(sizes: Sizes, path: Path) -> None:
+    """How large objects are in the network, beside its anchors and strides."""
     figure = Figure(figsize=(8, 4), layout='constrained')
     axes = figure.subplots()
-    axes.hist(sizes, bins=list(np.geomspace(2, 2048, 60)), color='teal')
+    axes.hist(sizes.objects, bins=list(np.geomspace(2, 2048, 60)), color='teal')
     axes.set_xscale('log', base=2)
-    for values, style, label in ((strides, dict(color='grey', linestyle=':'), 'strides'),
-                                 (anchors, dict(color='red', linewidth=0.8), 'sizes of anchors')):  # fmt: skip
+    for values, style, label in ((sizes.strides, dict(color='grey', linestyle=':'), 'strides'),
+                                 (sizes.anchors, dict(color='red', linewidth=0.8), 'sizes of anchors')):  # fmt: skip
         for i, value in enumerate(values):
             axes.axvline(value, **style, label=None if i else label)
     axes.set(xlabel='size in the network, pixels', ylabel='objects')
     axes.legend()
-    figure.savefig(path)
-
-
-def find_anchors(model: Config) -> tuple[list[float], list[float]]:
-    """Strides and sizes of a detector's anchors, in pixels; a transformer has the backbone's strides and no anchors."""
-    head = model.get('rpn_head', model.bbox_head if 'bbox_head' in model else {})
-    if 'anchor_generator' not in head:
-        return [4 * 2**i for i in model.backbone.get('out_indices', (0, 1, 2, 3))], []
-    from mmdet.registry import TASK_UTILS  # noqa: PLC0415
-
-    generator = TASK_UTILS.build({**head.anchor_generator, '_scope_': 'mmdet'})
-    corners = np.concatenate([level.numpy() for level in generator.base_anchors])
-    sizes = np.sqrt((corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1]))
-    return [stride[0] for stride in generator.strides], sorted(set(sizes.round(1).tolist()))
+    figure.savefig(path, pil_kwargs=QUICK)

@@ -206,7 +206,7 @@ def word_view(attention: Attention, index: int, at: tuple[int, int], pixels: int
     side = pixels // WORDS_SIDE
     column, row = at[0] // side, at[1] // side
     word = row % WORDS_SIDE * WORDS_SIDE + column % WORDS_SIDE
-    weights = torch.zeros(len(attention.weights), attention.weights.shape[-1])
+    weights = attention.weights.new_zeros(len(attention.weights), attention.weights.shape[-1])
     weights[index] = attention.weights[index, :, word].mean(dim=0)
     by_place = rearrange(weights, '(h w) (y x) -> (h y) (w x)', h=grid[0], w=grid[1], y=WORDS_SIDE)
     return View('from the word within its sentence', by_place, side, pixels, attention, square(column, row, side))

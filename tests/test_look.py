@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 import look as tool
+import mmcv
 import numpy as np
 import pytest
 import torch
@@ -200,7 +201,21 @@ def test_command_draws(name, photo, tmp_path, monkeypatch, capsys):
     assert 'weights are random' in printed
     for path in (out / 'stages.png', out / f'{family}.png'):
         assert str(path) in printed
-        assert Image.open(path).convert('L').getextrema() != (255, 255)
+        (tmp_path / 'first').mkdir(exist_ok=True)
+        path.rename(tmp_path / 'first' / path.name)
+    run_here(monkeypatch, TOOL, photo, '--backbone', name, *options[2:], '--stage', 1)
+    first, second = (np.asarray(Image.open(folder / f'{family}.png')) for folder in (tmp_path / 'first', out))
+    assert first.shape != second.shape or (first != second).any()
+
+
+def test_photograph_is_turned_upright(tmp_path):
+    """As a camera marks it, and as mmcv reads it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.arange(40 * 60 * 3, dtype=np.uint8).reshape(40, 60, 3)).save(tmp_path / 'a.png', exif=exif)
+    read = tool.read_photo(tmp_path / 'a.png', None, 640)[0]
+    assert np.array_equal(read, mmcv.imread(tmp_path / 'a.png', channel_order='rgb'))
+    assert read.shape == (60, 40, 3)
 
 
 def test_command_takes_a_config_and_its_weights(photo, tmp_path, monkeypatch, capsys):
@@ -243,7 +258,7 @@ FOREIGN = "_base_ = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'\n"
     [
         (('missing.png',), 'there is no image missing.png'),
         (('text.png',), 'text.png is not an image'),
-        (('cut.png',), 'cut.png'),
+        (('cut.png',), 'cut.png cannot be read to its end'),
         (('photo.png', '--at', '131,0'), 'the position 131,0 is outside of the image of 131x97 pixels'),
         (('photo.png', '--at', '0,-1'), 'the position 0,-1 is outside'),
         (('photo.png', '--stage', '4', '--backbone', 'mpvit_t'), 'has the stages 0 .. 3, not 4'),

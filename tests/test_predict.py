@@ -106,7 +106,8 @@ def test_files_of_a_detector(predictor, detector, pictures, tmp_path):
     classes = predictor.inferencer.model.dataset_meta['classes']
     content = json.loads(annotations(detector).read_text())
     ids = {category['name']: category['id'] for category in content['categories']}
-    for number, sample in enumerate(samples, 1):
+    numbers = results.getImgIds()
+    for number, sample in zip(numbers, samples, strict=True):
         found = sample.pred_instances
         items = results.loadAnns(results.getAnnIds(imgIds=[number]))
         assert len(items) == len(found) > 0
@@ -128,13 +129,32 @@ def annotations(detector) -> Path:
     return Path(dataset.data_root) / dataset.ann_file
 
 
-def test_images_of_the_annotation_file_keep_their_ids(predictor, detector, digits, tmp_path):
+def test_images_of_the_annotation_file_keep_their_ids(predictor, detector, digits, pictures, tmp_path):
+    """Others, and one that comes again, get the numbers after these."""
     content = json.loads(annotations(detector).read_text())
     last = content['images'][-1]
-    list(predictor.predict(digits / 'val' / last['file_name'], tmp_path, progress=False))
-    results = json.loads((tmp_path / 'predictions.json').read_text())
-    assert {result['image_id'] for result in results} == {last['id']}
-    assert last['id'] != 1
+    known = digits / 'val' / last['file_name']
+    list(predictor.predict([known, pictures[0], known], tmp_path / 'out', progress=False))
+    highest = max(image['id'] for image in content['images'])
+    results = json.loads((tmp_path / 'out' / 'predictions.json').read_text())
+    assert list(dict.fromkeys(result['image_id'] for result in results)) == [last['id'], highest + 1, highest + 2]
+    written = json.loads((tmp_path / 'out' / 'images.json').read_text())
+    assert [image['id'] for image in written['images']] == [last['id'], highest + 1, highest + 2]
+    assert written['categories'] == [{'id': c['id'], 'name': c['name']} for c in content['categories']]
+
+
+@pytest.mark.parametrize('least', [0.0, 2.0])
+def test_an_enlarged_picture_leaves_the_sample_alone(predictor, pictures, least):
+    """With instances and without any."""
+    image = cv2.imread(str(pictures[0]))
+    sample = next(predictor.predict(image, progress=False))
+    sample.pred_instances = sample.pred_instances[sample.pred_instances.scores >= least]
+    before = sample.pred_instances.to_dict()
+    small, large = (predictor.draw(image, sample, 0.0, side) for side in (None, 262))
+    assert (small.shape, large.shape) == ((67, 131, 3), (134, 262, 3))
+    assert (small != image).any() == (least == 0)
+    for key, value in before.items():
+        assert torch.equal(sample.pred_instances[key], value)
 
 
 def test_video(predictor, tmp_path):
@@ -144,7 +164,8 @@ def test_video(predictor, tmp_path):
         video.write(np.full((48, 64, 3), shade, np.uint8))
     video.release()
     out = tmp_path / 'out'
-    assert len(list(predictor.predict(path, out, score=0, progress=False))) == 3
+    samples = list(predictor.predict(path, out, score=0, progress=False))
+    assert [sample.img_path for sample in samples] == [f'frame {i} of {path}' for i in (1, 2, 3)]
     drawn = cv2.VideoCapture(str(out / 'clip.avi.mp4'))
     assert drawn.get(cv2.CAP_PROP_FPS) == 7
     assert [drawn.read()[0] for _ in range(4)] == [True, True, True, False]
@@ -181,6 +202,23 @@ def test_segmenter(segmenter, pictures, tmp_path):
         assert classes.shape == image.shape[:2]
         assert (cv2.imread(str(out / path.name)) != image).any()
     assert not (out / 'predictions.json').exists()
+    predictor = Predictor(*segmenter, device='cpu')
+    assert predictor.draw(cv2.imread(str(pictures[0])), samples[0], side=262).shape == (134, 262, 3)
+
+
+def test_panoptic_detector(digits, pictures, tmp_path):
+    """It writes instances and a map of classes; ``digits`` are not its data."""
+    options = {
+        'test_dataloader.dataset.pipeline.1.scale': (160, 96),
+        'model.test_cfg.rcnn.score_thr': 0.0,
+        'model.test_cfg.panoptic.stuff_area_limit': 1,
+    }
+    predictor = Predictor(*write_model('panoptic_fpn_mpvit_s', digits, tmp_path, options), device='cpu')
+    (sample,) = predictor.predict(pictures[0], tmp_path / 'out', progress=False)
+    classes = cv2.imread(str(tmp_path / 'out' / 'classes' / 'a.png.png'), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(classes, sample.pred_panoptic_seg.sem_seg[0] % 1000)
+    assert (cv2.imread(str(tmp_path / 'out' / 'a.png')) != cv2.imread(str(pictures[0]))).any()
+    assert predictor.draw(cv2.imread(str(pictures[0])), sample, side=262).shape == (134, 262, 3)
 
 
 def test_broken_image_leaves_what_was_written(predictor, pictures, tmp_path):
@@ -233,6 +271,30 @@ def test_device_that_cannot_compute_is_refused(detector, device):
         Predictor(*detector, device=device)
 
 
+def test_batch_has_an_image(predictor, pictures):
+    with pytest.raises(ValueError, match='a batch has at least one image, and not 0'):
+        next(predictor.predict(pictures, batch_size=0))
+
+
+def test_test_data_without_classes(detector, pictures, tmp_path):
+    """The checkpoint has to name them; images are counted from 1."""
+    config = Config.fromfile(detector[0])
+    config.test_dataloader.dataset.update(type='BaseDetDataset', ann_file='')
+    del config.test_dataloader.dataset['metainfo']
+    with pytest.raises(ValueError, match="neither the checkpoint nor the config's test data name the classes"):
+        Predictor(config, detector[1], device='cpu')
+    weights = torch.load(detector[1], weights_only=True)
+    meta = {'dataset_meta': {'classes': tuple('abcdefghij')}}
+    torch.save({**weights, 'meta': meta}, tmp_path / 'named.pth')
+    list(Predictor(config, tmp_path / 'named.pth', 'cpu').predict(pictures[0], tmp_path / 'out', progress=False))
+    written = json.loads((tmp_path / 'out' / 'images.json').read_text())
+    assert written['categories'][1] == {'id': 1, 'name': 'b'}
+    assert written['images'][0]['id'] == 1
+    config.test_dataloader = None
+    with pytest.raises(ValueError, match='the config has no test_dataloader'):
+        Predictor(config, tmp_path / 'named.pth')
+
+
 def test_config_of_another_toolbox_is_refused(detector):
     with pytest.raises(ValueError, match="default_scope of the config is 'mmpose'"):
         Predictor(Config({'default_scope': 'mmpose'}), detector[1])
@@ -261,8 +323,13 @@ def test_command(detector, pictures, tmp_path, monkeypatch, capsys):
     assert str(out) in capsys.readouterr().out
     run_here(monkeypatch, program, *detector, '--sheet', sheet, '--score', 0, '--count', 2, '--device', 'cpu')
     assert cv2.imread(str(sheet)).shape == (384 + 8, 2 * 384 + 12, 3)
-    with pytest.raises(SystemExit, match='error: there is no file and no folder nothing.jpg'):
-        run_here(monkeypatch, program, *detector, 'nothing.jpg')
+    for options, message in (
+        (('nothing.jpg',), 'there is no file and no folder nothing.jpg'),
+        (('--sheet', tmp_path / 'sheet.pdf'), 'sheet.pdf is no name of an image'),
+        (('--count', 0), '--count 0: take at least one image'),
+    ):
+        with pytest.raises(SystemExit, match=f'error: .*{message}'):
+            run_here(monkeypatch, program, *detector, *options)
 
 
 def test_importing_mmvit_brings_no_inferencer():

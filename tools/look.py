@@ -21,7 +21,7 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.visualization import Visualizer
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
@@ -99,7 +99,7 @@ def read_photo(path: Path, at: tuple[int, int] | None, longest: int) -> tuple[np
         ValueError: It cannot be read to its end, or the position is outside.
     """
     try:
-        photo = Image.open(path).convert('RGB')
+        photo = ImageOps.exif_transpose(Image.open(path)).convert('RGB')  # as mmcv loads it
     except (UnidentifiedImageError, SyntaxError) as error:
         raise ValueError(f'{path} is not an image: {error}') from None
     except OSError as error:

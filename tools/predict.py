@@ -17,8 +17,10 @@ import torch
 from mmengine.config import Config
 from torchvision.utils import make_grid
 
+from mmvit.deploy.runtime import IMAGES
 from mmvit.predicting import Predictor
-from mmvit.predicting.inputs import find_sources, test_dataset
+from mmvit.predicting.inputs import data_of_config, find_sources
+from mmvit.predicting.results import write_image
 
 TILE = 384  # pixels of the longer side of an image on a sheet
 
@@ -28,7 +30,7 @@ def main() -> None:
     try:
         print(write(args))
     except KeyboardInterrupt as error:
-        print(error, file=sys.stderr)
+        print(str(error) or 'stopped', file=sys.stderr)
         sys.exit(130)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         sys.exit(f'error: {error}')
@@ -54,14 +56,16 @@ def write(args: argparse.Namespace) -> Path | None:
     out = args.out or (None if args.sheet else Path('predictions'))
     config = Config.fromfile(args.config)
     inputs = args.inputs or spread(config, args.count)
-    if args.sheet and any(source.rate for source in find_sources(inputs, out)):
+    sources = find_sources(inputs, out)
+    if args.sheet and any(source.rate for source in sources):
         raise ValueError('a sheet shows images and no videos: leave --sheet out')
-    find_sources(inputs, out)
+    if args.sheet and args.sheet.suffix.lower() not in IMAGES:
+        raise ValueError(f'--sheet {args.sheet} is no name of an image ({", ".join(IMAGES)})')
     predictor = Predictor(config, args.checkpoint, args.device)
     samples = predictor.predict(inputs, out, args.score, args.batch_size)
     if args.sheet:
         tiles = [predictor.draw(mmcv.imread(s.img_path), s, args.score, TILE) for s in samples]
-        mmcv.imwrite(sheet(tiles), str(args.sheet))
+        write_image(args.sheet, sheet(tiles))
     for _ in samples:
         pass  # they are written
     return args.sheet or out
@@ -69,7 +73,12 @@ def write(args: argparse.Namespace) -> Path | None:
 
 def spread(config: Config, count: int) -> list[str]:
     """Paths of images, spread over the config's test data."""
-    dataset = test_dataset(config, lazy_init=False)
+    dataset = data_of_config(config)
+    if dataset is None:
+        raise ValueError('the config has no test data here: name the images')
+    if count < 1:
+        raise ValueError(f'--count {count}: take at least one image')
+    dataset.full_init()
     every = max(1, len(dataset) // count)
     return [dataset.get_data_info(index)['img_path'] for index in range(0, len(dataset), every)][:count]
 

@@ -25,6 +25,8 @@ def decode(path: Path) -> Image.Image:
     except UnidentifiedImageError:
         found = 'it is no image' if path.stat().st_size else 'it has 0 bytes'
         raise ValueError(f'{found}: {MEND}') from None
+    except (PermissionError, Image.DecompressionBombError) as error:
+        raise ValueError(f'it cannot be read ({error}): mend that, or leave it out') from None
     except Exception as error:  # broken files raise errors of many types
         raise ValueError(f'it is damaged, or its end is missing ({error}): {MEND}') from None
 

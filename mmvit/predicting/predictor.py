@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from itertools import groupby, islice
@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from mmvit.checkpoints.trained import load_trained
-from mmvit.predicting.inputs import Frame, Inputs, Source, find_sources, test_dataset
+from mmvit.predicting.inputs import Frame, Inputs, data_of_config, find_sources
 from mmvit.predicting.results import Files
 
 
@@ -86,7 +86,9 @@ class Predictor:
     def __init__(self, config: str | Path | Config, checkpoint: str | Path, device: str | None = None) -> None:
         device = usable_device(device)
         self.config = config if isinstance(config, Config) else Config.fromfile(config)
-        self.inferencer: Any = safe_inferencer(self.config)(self.config, str(checkpoint), device=device)
+        inferencer = find_inferencer(self.config)
+        self.data = data_of_config(self.config)
+        self.inferencer: Any = safe(inferencer, self.data)(self.config, str(checkpoint), device=device)
 
     def predict(
         self,
@@ -96,19 +98,21 @@ class Predictor:
         batch_size: int = 1,
         progress: bool = True,
     ) -> Iterator[BaseDataElement]:
-        """Predict image by image, and keep none in memory.
+        """Predict image by image, and keep none in memory. Nothing happens before the first sample is asked for.
 
         ``out`` gets a drawn picture for each image and a drawn video for each video, ``images.json`` (their ids, names
         and sizes, and the categories), ``predictions.json`` (COCO's results) of a detector, and of a segmenter or a
         panoptic detector ``classes``, a folder of PNG files whose pixels are classes. If the config's annotation file
-        is there, categories have the ids of that file, and its images, too. Otherwise ids are the indices of the
-        classes, counted from 0, and images are counted from 1.
+        is there, categories and images that it names have their ids, and other images the numbers after these.
+        Otherwise categories are counted from 0 and images from 1.
 
         Args, results and errors are those of ``mmvit.predict``.
         """
+        if batch_size < 1:
+            raise ValueError(f'a batch has at least one image, and not {batch_size}')
         sources = find_sources(inputs, out)
         with ExitStack() as stack:
-            files = stack.enter_context(self._files(Path(out), sources, score)) if out else None
+            files = stack.enter_context(self._files(Path(out), score)) if out else None
             bar = stack.enter_context(Progress(disable=not progress))
             frames = (frame for source in sources for frame in source.frames())
             shown = bar.track(frames, total=sum(source.length for source in sources), description='Predict')
@@ -145,9 +149,9 @@ class Predictor:
         (picture,) = self.inferencer.visualize([image[..., ::-1]], [sample], return_vis=True, **options)
         return picture[..., ::-1]
 
-    def _files(self, out: Path, sources: Sequence[Source], score: float) -> Files:
+    def _files(self, out: Path, score: float) -> Files:
         classes = list(self.inferencer.model.dataset_meta['classes'])
-        return Files(out, self.config, classes, sources, partial(self.draw, score=score))
+        return Files(out, self.data, classes, partial(self.draw, score=score))
 
     def _run(self, frames: Iterator[Frame], batch_size: int) -> Iterator[tuple[Frame, BaseDataElement]]:
         """Frames with what was found in them. A batch has neighbours of one size, so that nothing is padded."""
@@ -161,10 +165,11 @@ class Predictor:
         """What the config's test pipeline makes of an image: ``inputs`` (3, H, W), and ``data_samples``."""
         try:
             if not frame.is_address:
-                return self.inferencer.pipeline(frame.content)
-            with get_local_path(frame.content) as path:
-                data = self.inferencer.pipeline(path)
-                frame.content = mmcv.imread(path)
+                data = self.inferencer.pipeline(frame.content)
+            else:
+                with get_local_path(frame.content) as path:
+                    data = self.inferencer.pipeline(path)
+                    frame.content = mmcv.imread(path)
         except Exception as error:  # each decoder has its own kinds
             raise OSError(f'{frame.path} is not an image that can be read ({error})') from error
         data['data_samples'].set_metainfo({'img_path': frame.path})
@@ -181,28 +186,39 @@ def usable_device(name: str | None) -> str:
     return name
 
 
-def safe_inferencer(config: Config) -> type[BaseInferencer]:
-    """The inferencer of a config's toolbox, as a class that runs nothing in a checkpoint."""
+def find_inferencer(config: Config) -> type[BaseInferencer]:
+    """The inferencer of a config's toolbox."""
     scope = config.get('default_scope')
     try:
         if scope == 'mmdet':
-            from mmdet.apis import DetInferencer as Inferencer  # noqa: PLC0415  one of the two is enough
-        elif scope == 'mmseg':
-            from mmseg.apis import MMSegInferencer as Inferencer  # noqa: PLC0415
-        else:
-            raise ValueError(f'default_scope of the config is {scope!r}, and not mmdet or mmseg')
+            from mmdet.apis import DetInferencer  # noqa: PLC0415  one of the two is enough
+
+            return DetInferencer
+        if scope == 'mmseg':
+            from mmseg.apis import MMSegInferencer  # noqa: PLC0415
+
+            return MMSegInferencer
     except ImportError as error:
         raise ImportError(f"{scope} is missing: run `pip install 'mmvit[{scope[2:]}]'` ({error})") from error
+    raise ValueError(f'default_scope of the config is {scope!r}, and not mmdet or mmseg')
 
-    class SafeInferencer(Inferencer):
+
+def safe(inferencer: type[BaseInferencer], data: Any) -> type[BaseInferencer]:
+    """An inferencer that runs nothing in a checkpoint. ``data`` name the classes if the checkpoint does not."""
+
+    class SafeInferencer(inferencer):  # type: ignore[misc, valid-type]
         def _init_model(self, config: Config, checkpoint: str, device: str = 'cpu') -> nn.Module:
-            model, meta = load_trained(config, checkpoint)
-            known = {'palette': 'random', **test_dataset(config).metainfo, **meta}
-            vars(model)['dataset_meta'] = {key: known[key] for key in ('classes', 'palette')}
+            loaded, meta = load_trained(config, checkpoint)
+            known = {'palette': 'random', **({} if data is None else data.metainfo), **meta}
+            if 'classes' not in known:
+                raise ValueError("neither the checkpoint nor the config's test data name the classes")
+            model: Any = loaded
+            model.dataset_meta = {key: known[key] for key in ('classes', 'palette')}
             return model.to(device)
 
         def _init_visualizer(self, config: Config) -> Any:
-            config.visualizer.update({'alpha': 0.4} if scope == 'mmdet' else {})  # what is under a mask is seen
+            if config.default_scope == 'mmdet':
+                config.visualizer.alpha = 0.4  # what is under a mask is seen
             return super()._init_visualizer(config)
 
         def _init_collate(self, config: Config) -> Any:
@@ -212,9 +228,7 @@ def safe_inferencer(config: Config) -> type[BaseInferencer]:
 
 
 def summary(done: int, out: str | Path | None) -> str:
-    return (
-        f'Predictions before it: {done}, {"written into " + str(out) if out else "none written, for there is no out"}'
-    )
+    return f'Predictions before it: {done}' + (f', written into {out}' if out and done else '')
 
 
 def enlarged(image: np.ndarray, sample: Any, side: int) -> tuple[np.ndarray, Any]:
@@ -224,10 +238,10 @@ def enlarged(image: np.ndarray, sample: Any, side: int) -> tuple[np.ndarray, Any
     size = (max(1, round(height * factor)), max(1, round(width * factor)))
     sample = sample.clone()
     if 'pred_instances' in sample:
-        found = sample.pred_instances
+        found = sample.pred_instances = sample.pred_instances.clone()  # mmengine's clones share what they hold
         found.bboxes = found.bboxes * factor
         if 'masks' in found:
-            found.masks = interpolate(found.masks[None].float(), size)[0].bool()
+            found.masks = interpolate(found.masks[:, None].float(), size)[:, 0].bool()
     for maps, key in (('pred_sem_seg', 'data'), ('pred_panoptic_seg', 'sem_seg')):
         if maps in sample:
             pixels = interpolate(sample.get(maps).get(key)[None].double(), size)[0].long()

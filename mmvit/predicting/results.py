@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -11,11 +12,10 @@ import cv2
 import mmcv
 import mmengine
 import numpy as np
-from mmengine.config import Config
 from torchvision.ops import box_convert
 
 from mmvit.deploy.runtime import IMAGES
-from mmvit.predicting.inputs import Frame, Source, test_dataset
+from mmvit.predicting.inputs import Frame, Source
 
 STUFF = 1000  # mmdet's INSTANCE_OFFSET: a panoptic pixel is its class, and this many times the number of its instance
 
@@ -25,28 +25,27 @@ class Files:
 
     Args:
         out: Folder, which is made with the first image.
-        config: Its test data may have an annotation file, which then gives the ids.
+        data: Of the config, for testing. They may have an annotation file, which then gives the ids.
         classes: Names of the labels.
-        sources: All that will be predicted.
         draw: Makes a picture of an image and what was found in it.
     """
 
     def __init__(
         self,
         out: Path,
-        config: Config,
+        data: Any,
         classes: Sequence[str],
-        sources: Sequence[Source],
         draw: Callable[[np.ndarray, Any], np.ndarray],
     ) -> None:
-        known = annotation_file(config)
+        known = annotation_file(data)
         self.out = out
         self.draw = draw
-        self.classes = classes
-        self.categories = category_ids(known, classes)
-        self.ids = image_ids(known, config, sources)
+        self.categories = find_categories(known, classes)
+        self.ids = image_ids(known, data)
+        self.new_ids = count(max(self.ids.values(), default=0) + 1)
         self.images: list[dict[str, Any]] = []
         self.results: TextIO | None = None
+        self.separator = '[\n'
         self.video: tuple[Source, cv2.VideoWriter] | None = None
 
     def __enter__(self) -> Files:
@@ -58,12 +57,17 @@ class Files:
         image = frame.content if isinstance(frame.content, np.ndarray) else mmcv.imread(frame.content)
         self._write_picture(frame, self.draw(image, sample))
         height, width = image.shape[:2]
-        number = self.ids[str(frame.content)] if self.ids else len(self.images) + 1
+        number = self._image_id(frame)
         if (classes := class_map(sample)) is not None:
             write_image(self.out / 'classes' / f'{frame.name}.png', classes)
         if 'pred_instances' in sample:
-            self._write_results(list(coco_results(sample, number, self.categories)))
+            self._write_results(coco_results(sample, number, [category['id'] for category in self.categories]))
         self.images.append({'id': number, 'file_name': frame.name, 'height': height, 'width': width})
+
+    def _image_id(self, frame: Frame) -> int:
+        """That of the annotation file. Other images, and one that comes again, get the numbers after all of these."""
+        path = Path(frame.content).resolve() if isinstance(frame.content, str) else None
+        return self.ids.pop(path) if path in self.ids else next(self.new_ids)
 
     def _write_picture(self, frame: Frame, picture: np.ndarray) -> None:
         source = frame.source
@@ -76,11 +80,10 @@ class Files:
             self.video = source, open_video(self.out / source.name, source.rate, picture.shape)
         self.video[1].write(np.ascontiguousarray(picture))
 
-    def _write_results(self, results: list[dict[str, Any]]) -> None:
+    def _write_results(self, results: Iterable[dict[str, Any]]) -> None:
         """Add results to the list in the file, a line for each."""
         if self.results is None:
             self.results = open(self.out / 'predictions.json', 'w')  # noqa: SIM115  __exit__ closes it
-            self.separator = '[\n'
         for result in results:
             self.results.write(self.separator + json.dumps(result))
             self.separator = ',\n'
@@ -96,35 +99,29 @@ class Files:
             self.results.write('[]\n' if self.separator == '[\n' else '\n]\n')
             self.results.close()
         if self.images:
-            names = zip(self.categories, self.classes, strict=True)
-            categories = [{'id': number, 'name': name} for number, name in names]
-            content = {'images': self.images, 'annotations': [], 'categories': categories}
+            content = {'images': self.images, 'annotations': [], 'categories': self.categories}
             (self.out / 'images.json').write_text(json.dumps(content))
 
 
-def annotation_file(config: Config) -> Mapping[str, Any]:
-    """What the config's test data say in COCO's format; nothing if they are not there or have another one."""
-    path = str(getattr(test_dataset(config), 'ann_file', ''))
+def annotation_file(data: Any) -> Mapping[str, Any]:
+    """What a data set says in COCO's format; nothing if its file is not there or has another one."""
+    path = str(getattr(data, 'ann_file', ''))
     content = mmengine.load(path) if path.endswith('.json') and Path(path).is_file() else {}
     return content if isinstance(content, dict) and {'images', 'categories'} <= content.keys() else {}
 
 
-def category_ids(known: Mapping[str, Any], classes: Sequence[str]) -> list[int]:
-    """The category of each label, in mmdet's order: that of the file. Without a file, the label itself."""
-    ids = [category['id'] for category in known.get('categories', ()) if category['name'] in classes]
-    return ids if len(ids) == len(classes) else list(range(len(classes)))
+def find_categories(known: Mapping[str, Any], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Id and name of each label, in mmdet's order: that of the file. Without a file the id is the label."""
+    found = [{'id': category['id'], 'name': category['name']} for category in known.get('categories', ())]
+    found = [category for category in found if category['name'] in classes]
+    return found if len(found) == len(classes) else [{'id': i, 'name': name} for i, name in enumerate(classes)]
 
 
-def image_ids(known: Mapping[str, Any], config: Config, sources: Sequence[Source]) -> dict[str, int]:
-    """{path: id} if the annotation file has all of the images."""
-    if not known:
-        return {}
-    prefix = test_dataset(config).data_prefix
+def image_ids(known: Mapping[str, Any], data: Any) -> dict[Path | None, int]:
+    """The ids of the images in a file, by their paths."""
+    prefix = data.data_prefix if known else {}
     folder = Path(prefix.get('img') or prefix.get('img_path') or '')
-    ids = {(folder / image['file_name']).resolve(): image['id'] for image in known['images']}
-    paths = {source.content: Path(source.content).resolve() for source in sources if isinstance(source.content, str)}
-    found = {content: ids[path] for content, path in paths.items() if path in ids}
-    return found if len(found) == len(sources) else {}
+    return {(folder / image['file_name']).resolve(): image['id'] for image in known.get('images', ())}
 
 
 def coco_results(sample: Any, number: int, categories: Sequence[int]) -> Iterator[dict[str, Any]]:

@@ -4,18 +4,23 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
+from importlib.metadata import distribution, files, requires, version
 from pathlib import Path
 
 import gpu_bundle
 import gpu_report
 import pytest
 from benchmark import Job, find_builder
-from commands import ENV
+from commands import ENV, run
+from packaging.requirements import Requirement
 
-SCRIPT = ('bash', 'tools/gpu_report.sh', '--rehearse', '--only', r'recorded operators|ResNet-50, \w+, [12],')
+ROOT = Path(__file__).parents[1]
+NOT_CARRIED = ('.*', '__pycache__', 'data', 'site', 'work_dirs')
+OPTIONS = ('--rehearse', '--only', r'recorded operators|ResNet-50, \w+, [12],')
 
 
 @pytest.fixture
@@ -128,13 +133,49 @@ def test_times_are_compared():
     assert '| MPViT-S, forward, 1, bf16, eager | aten::mm 2.50, aten::gelu 1.25 |' in lines
 
 
+@pytest.fixture
+def carried(tmp_path) -> Path:
+    """What is carried to a machine with a GPU: a checkout and the bundle. ``machine`` is a Python that has PyTorch."""
+    folder = tmp_path / 'carried'
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*NOT_CARRIED))
+    bundle = folder / 'work_dirs' / 'gpu' / 'bundle'
+    python = '.'.join(map(str, sys.version_info[:2]))
+    run(sys.executable, 'tools/gpu_bundle.py', python, version('torch').partition('+')[0], '--out', bundle)
+    run(sys.executable, '-m', 'venv', '--without-pip', folder / 'machine')
+    (packages,) = folder.glob('machine/lib/*/site-packages')
+    for path in {path for name in needed('torch') for path in top_level(name)}:
+        (packages / path.name).symlink_to(path)
+    return folder
+
+
+def needed(name: str) -> set[str]:
+    """A package and all that it requires here."""
+    found, names = set(), [name]
+    while names:
+        found.add(name := names.pop())
+        required = [Requirement(line) for line in requires(name) or ()]
+        here = {r.name for r in required if r.marker is None or r.marker.evaluate({'extra': ''})}
+        names += here - found
+    return found
+
+
+def top_level(name: str) -> set[Path]:
+    """The files and folders of a package in site-packages."""
+    root = Path(distribution(name).locate_file(''))
+    return {root / file.parts[0] for file in files(name) or () if file.parts[0] != '..'}
+
+
 @pytest.mark.slow
-def test_rehearsal_continues_after_a_kill(tmp_path):
-    command = [*SCRIPT, '--out', str(tmp_path)]
-    environment = {**ENV, 'PYTHON': sys.executable}
+def test_rehearsal_continues_after_a_kill(carried, tmp_path):
+    """With PyTorch from the machine, and all else from the bundle."""
+    command = ['bash', str(carried / 'tools' / 'gpu_report.sh'), *OPTIONS, '--out', str(tmp_path)]
+    environment = {**ENV, 'PYTHON': str(carried / 'machine' / 'bin' / 'python')}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         next(line for line in process.stdout if line.startswith('time: ResNet-50'))
         process.kill()
+    packages = carried / 'work_dirs' / 'gpu' / 'packages'
+    assert (packages / 'mmdet').is_dir()
+    assert not (packages / 'torch').exists()
     before = json.loads((tmp_path / 'report.json').read_text())['results']
     output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
     after = json.loads((tmp_path / 'report.json').read_text())['results']

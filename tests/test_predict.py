@@ -152,7 +152,6 @@ def test_an_enlarged_picture_leaves_the_sample_alone(predictor, pictures, least)
     before = sample.pred_instances.to_dict()
     small, large = (predictor.draw(image, sample, 0.0, side) for side in (None, 262))
     assert (small.shape, large.shape) == ((67, 131, 3), (134, 262, 3))
-    assert (small != image).any() == (least == 0)
     for key, value in before.items():
         assert torch.equal(sample.pred_instances[key], value)
 

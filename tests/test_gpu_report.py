@@ -136,7 +136,7 @@ def carried(tmp_path) -> Path:
     """What is carried to a machine with a GPU: a checkout and the bundle. ``machine`` is a Python that has PyTorch."""
     folder = tmp_path / 'carried'
     folder.mkdir()
-    for name in ('_mmvit_finder.py', 'configs', 'mmvit', 'pyproject.toml', 'tests', 'tools'):
+    for name in ('_mmvit_finder.py', 'configs', 'mmvit', 'model-index.yml', 'pyproject.toml', 'tests', 'tools'):
         run('cp', '--recursive', ROOT / name, folder)
     bundle = folder / 'work_dirs' / 'gpu' / 'bundle'
     python = '.'.join(map(str, sys.version_info[:2]))

@@ -81,7 +81,8 @@ def test_detector_begins_with_what_a_stopped_run_learned(photographs, tmp_path):
     with subprocess.Popen(words, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         output = ''
         while 'Epoch 1:' not in output:
-            assert (read := process.stdout.read(40)), output
+            read = process.stdout.read(40)
+            assert read, output
             output += read
         process.send_signal(signal.SIGINT)
         output += process.stdout.read()

@@ -67,7 +67,7 @@ def pretrain(args: argparse.Namespace) -> Path:
     """Run lightly-train. Returns the file of weights, which timm's model of that name loads, too."""
     os.environ.setdefault('LIGHTLY_TRAIN_EVENTS_DISABLED', '1')  # or it reports each run to its makers
     try:
-        import lightly_train
+        import lightly_train  # noqa: PLC0415  only here
     except ImportError as error:
         raise ImportError(f'{MISSING} ({error})') from None
     try:
@@ -88,10 +88,9 @@ def pretrain(args: argparse.Namespace) -> Path:
 
 def views(model: str, size: int, flip: bool) -> dict[str, Any]:
     """lightly-train's ``transform_args``: square views with the model's own mean and std, of RGB from 0 to 1."""
-    cfg = timm.get_pretrained_cfg(model)
     return {
         'image_size': (size, size),
-        'normalize': {'mean': cfg.mean, 'std': cfg.std},
+        'normalize': {key: timm.models.get_pretrained_cfg_value(model, key) for key in ('mean', 'std')},
         **({} if flip else {'random_flip': None}),
     }
 

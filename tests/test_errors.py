@@ -116,9 +116,9 @@ def test_each_kind_is_counted_and_drawn(data, drawn, monkeypatch, capsys):
     assert len(tables) == len(drawn) == 2
     for table, figure in zip(tables, drawn, strict=True):
         for key, kind in KINDS.items():
-            assert table[kind.name][0] == str(COUNTS[key])
-            assert table[kind.name][1] == str(COUNTS[key] + (key == 'Bkg'))  # one has a score of 0.2
-            assert table[kind.name][3] == kind.meaning
+            assert table[kind.name][1] == str(COUNTS[key])
+            assert table[kind.name][2] == str(COUNTS[key] + (key == 'Bkg'))  # one has a score of 0.2
+            assert table[kind.name][4] == kind.meaning
         texts = {text.get_text(): text.get_color() for axes in figure.axes for text in axes.texts}
         assert texts == {text: KINDS[key].colour for text, key in TEXTS.items()}
         assert [axes.get_title() for axes in figure.axes] == ['1.png: 5 errors', '2.png: 2 errors']
@@ -172,7 +172,7 @@ def test_no_detections(data, drawn, monkeypatch):
     (data / 'results.json').write_text('[]')
     run_here(monkeypatch, TOOL, data / 'config.py', data / 'results.json', '--out', data / 'out', '--count', 1)
     (table,) = rows(data / 'out')
-    assert table['missed'][:2] == ['5', '5']
+    assert table['missed'][1:3] == ['5', '5']
     (figure,) = drawn
     assert [axes.get_title() for axes in figure.axes] == ['1.png: 4 errors']
 
@@ -192,7 +192,7 @@ def test_images_that_were_not_predicted_are_left_out(data, monkeypatch):
     (data / 'results.json').write_text(json.dumps([one for one in RESULTS if one['image_id'] == 1]))
     run_here(monkeypatch, TOOL, data / 'config.py', data / 'results.json', '--out', data / 'out')
     assert (data / 'out' / 'errors.md').read_text().startswith('1 images, 4 objects, 5 detections')
-    assert rows(data / 'out')[0]['missed'][0] == '1'
+    assert rows(data / 'out')[0]['missed'][1] == '1'
 
 
 @pytest.fixture(scope='module')
@@ -215,7 +215,7 @@ def test_command(detector, data, monkeypatch, capsys):
     assert {result['image_id'] for result in results} == {1, 2}
     assert {result['category_id'] for result in results} <= set(range(10, 20))
     for table in rows(out):
-        assert sum(int(cells[1]) for name, cells in table.items() if name in NAMES - {'missed'}) == len(results)
+        assert sum(int(cells[2]) for name, cells in table.items() if name in NAMES - {'missed'}) == len(results)
     run_here(monkeypatch, TOOL, data / 'config.py', out / 'predictions.json', '--out', again, *options)
     assert (again / 'errors.md').read_text() == (out / 'errors.md').read_text()
     torch.save({'state_dict': {'weight': torch.zeros(1)}}, data / 'wrong.pth')

@@ -172,12 +172,12 @@ def head(labels: dict[str, Any], results: list[dict[str, Any]], shown: list[dict
 def table(name: str, totals: Totals, shown: Totals, score: float) -> list[str]:
     """The lines of a table in Markdown."""
     rows = [
-        f'| {kind.name} | {shown.counts[key]} | {totals.counts[key]} '
+        f'| {kind.name} | {key if key in totals.costs else ""} | {shown.counts[key]} | {totals.counts[key]} '
         f'| {f"{totals.costs[key]:.3f}" if key in totals.costs else ""} | {kind.meaning} |'
         for key, kind in KINDS.items()
     ]
-    head = f'| {name} | score from {score} | all | costs AP50 | what it is |'
-    return [f'AP50 of {name}: {totals.ap50:.3f}\n', head, '|---|---|---|---|---|', *rows, '']
+    head = f'| {name} | TIDE | score from {score} | all | costs AP50 | what it is |'
+    return [f'AP50 of {name}: {totals.ap50:.3f}\n', head, '|---|---|---|---|---|---|', *rows, '']
 
 
 def draw(evaluation: COCOeval, kinds: Kinds, paths: dict[int, str], most: int, out: Path) -> None:
@@ -197,7 +197,7 @@ def draw(evaluation: COCOeval, kinds: Kinds, paths: dict[int, str], most: int, o
         draw_image(axes, evaluation, number, kinds[number])
     handles = [Line2D([], [], color=kind.colour, label=kind.name, linewidth=3) for kind in (OBJECT, *KINDS.values())]
     figure.legend(handles=handles, loc='outside lower center', ncols=4 if columns > 1 else 2, facecolor='grey')
-    figure.savefig(out, dpi=150)
+    figure.savefig(out, dpi=150, bbox_inches='tight')
 
 
 def draw_image(axes: Axes, evaluation: COCOeval, number: int, kinds: list[tuple[str, dict[str, Any]]]) -> None:
@@ -215,7 +215,7 @@ def draw_image(axes: Axes, evaluation: COCOeval, number: int, kinds: list[tuple[
     ]
     places = free_places([(box[0], box[1], len(text)) for _, box, text in texts], axes)
     for (kind, _, text), place in zip(texts, places, strict=True):
-        axes.text(*place, text, color=kind.colour, fontsize=FONT, path_effects=EDGE)
+        axes.text(*place, text, color=kind.colour, fontsize=FONT, fontweight='bold', path_effects=EDGE)
 
 
 def score_of(item: dict[str, Any]) -> str:
@@ -227,7 +227,7 @@ def free_places(wanted: list[tuple[float, float, int]], axes: Axes) -> Iterator[
     """Where to begin texts, near left, top and with their numbers of letters, so that none hides another."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     point = max(right - left, bottom - top) / (72 * TILE)
-    line, letter = 1.3 * FONT * point, 0.6 * FONT * point
+    line, letter = 1.3 * FONT * point, 0.7 * FONT * point
     taken: list[tuple[float, float, float]] = []
     for x, y, letters in wanted:
         start = max(left, min(x, right - letters * letter))

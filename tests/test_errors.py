@@ -185,6 +185,15 @@ def test_nothing_is_drawn_without_errors(data, drawn, monkeypatch):
     assert not drawn
 
 
+def test_boxes_alone(data, monkeypatch):
+    """hotcoco would take the boxes for masks."""
+    boxes = [{key: value for key, value in one.items() if key != 'segmentation'} for one in RESULTS]
+    (data / 'results.json').write_text(json.dumps(boxes))
+    run_here(monkeypatch, TOOL, data / 'config.py', data / 'results.json', '--out', data / 'out', '--count', 1)
+    assert len(rows(data / 'out')) == 1
+    assert not (data / 'out' / 'masks.png').exists()
+
+
 def test_images_that_were_not_predicted_are_left_out(data, monkeypatch):
     """images.json of ``mim run mmvit predict`` names those that were."""
     content = labels_of([], 1)

@@ -176,8 +176,8 @@ def table(name: str, totals: Totals, shown: Totals, score: float) -> list[str]:
         f'| {f"{totals.costs[key]:.3f}" if key in totals.costs else ""} | {kind.meaning} |'
         for key, kind in KINDS.items()
     ]
-    head = f'| {name} | TIDE | score from {score} | all | costs AP50 | what it is |'
-    return [f'AP50 of {name}: {totals.ap50:.3f}\n', head, '|---|---|---|---|---|---|', *rows, '']
+    title = f'| {name} | TIDE | score from {score} | all | costs AP50 | what it is |'
+    return [f'AP50 of {name}: {totals.ap50:.3f}\n', title, '|---|---|---|---|---|---|', *rows, '']
 
 
 def draw(evaluation: COCOeval, kinds: Kinds, paths: dict[int, str], most: int, out: Path) -> None:

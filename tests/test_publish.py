@@ -23,15 +23,18 @@ from mmdet.apis import init_detector
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from modelindex.load_model_index import load as load_index
+from packaging.version import Version
 from pooch import file_hash
 
 from mmvit import predict
 from mmvit.checkpoints.trained import build_model, load_trained
 from mmvit.models import MPViT
 from mmvit.publishing import publish
+from mmvit.publishing.card import READING_FOLDERS
 from mmvit.publishing.records import logged_metrics, run_folder
 
 TOOL = Path(tool.__file__)
+READS_FOLDERS = Version(timm.__version__) >= Version(READING_FOLDERS)
 RUN = '20260101_000000'
 META = dict(
     epoch=2,
@@ -124,14 +127,15 @@ def test_timm_gives_the_maps_of_the_detector(published, tmp_path, monkeypatch):
         expected = detector.backbone(images)
     fill_cache(tmp_path, folder)
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
-    for source in (f'local-dir:{folder}', 'hf-hub:someone/digits'):
+    local = [f'local-dir:{folder}'] if READS_FOLDERS else []
+    for source in ('hf-hub:someone/digits', *local):
         backbone = timm.create_model(source, pretrained=True, features_only=True, cache_dir=tmp_path).eval()
         with torch.no_grad():
             maps = backbone(images)
         assert tuple(backbone.feature_info.reduction()) == detector.backbone.out_strides
         for one, other in zip(maps, expected, strict=True):
             assert torch.equal(one, other)
-    whole = timm.create_model(f'local-dir:{folder}', pretrained=True)
+    whole = timm.create_model('hf-hub:someone/digits', pretrained=True, cache_dir=tmp_path)
     assert (whole.num_classes, whole.pretrained_cfg['num_classes']) == (0, 0)
     mean, std = (np.array(whole.pretrained_cfg[name]) * 255 for name in ('mean', 'std'))
     preprocessor = Config.fromfile(config).model.data_preprocessor
@@ -232,7 +236,7 @@ def make_package(site: Path, folder: Path, address: str) -> Path:
     models = site / 'private_zoo' / '.mim'
     (models / 'digits').mkdir(parents=True)
     (site / 'private_zoo/__init__.py').touch()
-    (models / 'model-index.yml').write_text('Import:\n  - digits/metafile.yml\n')
+    (models / 'model-index.yml').write_text('Import: [digits/metafile.yml]')
     (models / 'digits/config.py').write_text((folder / 'config.py').read_text())
     metafile = (folder / 'metafile.yml').read_text().replace('http://localhost/models', address)
     (models / 'digits/metafile.yml').write_text(metafile)

@@ -13,6 +13,7 @@ from mmvit.publishing.licences import NOT_STATED, hub_fields
 from mmvit.publishing.records import HUB_TASKS, Data, Record, task_of_metric
 
 NOT_RECORDED = 'not recorded'
+READING_FOLDERS = '1.0.29'  # the first timm whose `local-dir:` takes model.safetensors where there is a .pth file, too
 
 
 def write_card(
@@ -122,7 +123,8 @@ def loading(record: Record, weights: str, not_in_timm: str) -> str:
     if not_in_timm:
         return '\n\n'.join([*parts, f'timm cannot load the backbone: {not_in_timm}.'])
     note = (
-        "Without `pretrained=True` the weights are random. There is no classifier. The maps are those that the model's "
+        'Without `pretrained=True` the weights are random. There is no classifier. '
+        f"`local-dir:` needs timm {READING_FOLDERS} or later. The maps are those that the model's "
         f'neck or head gets of {channels(record)} images, normalised with the mean and std of `config.json`.'
     )
     return '\n\n'.join([*parts, f'The backbone alone, with timm:\n\n{python(TIMM.format(stages=record.stages))}', note])

@@ -186,7 +186,7 @@ def schedule_of(config: Config, meta: Mapping[str, Any], is_averaged: bool) -> d
     rows = {
         'epochs': length.get('max_epochs'),
         'iterations': length.get('max_iters'),
-        'of this checkpoint': ', '.join(f'{key} {meta[key]}' for key in ('epoch', 'iter') if key in meta),
+        'of this checkpoint': ', '.join(f'{key} {meta[key]}' for key in ('epoch', 'iter') if meta.get(key)),
         'optimizer': optimizer.get('type'),
         'learning rate': optimizer.get('lr'),
         'weight decay': optimizer.get('weight_decay'),
@@ -239,9 +239,11 @@ def read_results(path: Path) -> dict[str, float]:
 
 
 def metrics_in(line: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of a line. COCO's -1 says that there was nothing to measure."""
+    """The metrics of a line, to four places. COCO's -1 says that there was nothing to measure."""
     return {
-        name: value for name, value in line.items() if name not in TIMES and type(value) in (int, float) and value != -1
+        name: round(value, 4)
+        for name, value in line.items()
+        if name not in TIMES and type(value) in (int, float) and value != -1
     }
 
 

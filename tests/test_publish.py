@@ -28,10 +28,12 @@ from pooch import file_hash
 
 from mmvit import predict
 from mmvit.checkpoints.trained import build_model, load_trained
+from mmvit.environment import installed_version
 from mmvit.models import MPViT
 from mmvit.publishing import publish
 from mmvit.publishing.card import READING_FOLDERS
-from mmvit.publishing.records import logged_metrics, run_folder
+from mmvit.publishing.records import logged_metrics, run_folder, training_versions
+from mmvit.training import AtomicCheckpointHook
 
 TOOL = Path(tool.__file__)
 READS_FOLDERS = Version(timm.__version__) >= Version(READING_FOLDERS)
@@ -330,6 +332,7 @@ def test_what_cannot_be_published_leaves_nothing(segmenter, published, tmp_path)
     for arguments, error, words in (
         ((config, checkpoint, tmp_path / 'full'), FileExistsError, 'something in .*full already'),
         ((config, checkpoint, out, 'cc-by'), ValueError, 'CC-BY-4.0'),
+        ((config, checkpoint, out, None, 'server/models'), ValueError, 'no address'),
         ((config, tmp_path / 'broken.pth', out), RuntimeError, 'fetch it again'),
         ((config, tmp_path / 'hostile.pth', out), RuntimeError, 'is refused'),
         ((config, published[1], out), RuntimeError, 'does not fit .*upernet.*missing'),
@@ -339,3 +342,9 @@ def test_what_cannot_be_published_leaves_nothing(segmenter, published, tmp_path)
         with pytest.raises(error, match=words):
             publish(*arguments)
     assert sorted(path.name for path in tmp_path.iterdir()) == ['broken.pth', 'full', 'hostile.pth', 'text.json']
+
+
+def test_checkpoints_name_the_versions_that_trained_them():
+    checkpoint = {'meta': {}}
+    AtomicCheckpointHook().before_save_checkpoint(None, checkpoint)
+    assert training_versions(checkpoint['meta'], None)['torch'] == installed_version('torch')

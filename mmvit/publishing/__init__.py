@@ -51,13 +51,16 @@ def publish(
     Raises:
         FileNotFoundError: There is no such file.
         FileExistsError: There is something in the folder already.
-        ValueError: The licence is not known, the config has no model, or ``results`` are no metrics.
+        ValueError: The licence is not known, ``url`` is no address, the config has no model, or ``results`` are no
+            metrics.
         RuntimeError: The checkpoint is damaged, not safe, or does not fit the config.
     """
     folder = Path(out).expanduser().resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f'there is something in {folder} already: name a new folder with --out')
     licence = check_licence(licence)
+    if url and not url.startswith(('http://', 'https://')):
+        raise ValueError(f'--url {url} is no address: it begins with http:// or https://')
     trained = Config.fromfile(config)
     if 'model' not in trained:
         raise ValueError(f'{config} has no model: give the config that the model was trained with')

@@ -42,7 +42,7 @@ def write_backbone(model: Any, config: Config, folder: Path) -> None:
         **config.model.backbone.to_dict(),
     }
     options = {key: value for key, value in settings.items() if key not in NOT_OPTIONS}
-    if options.get('norm_cfg', {}).get('type') == 'SyncBN':
+    if (options.get('norm_cfg') or {}).get('type') == 'SyncBN':
         options['norm_cfg']['type'] = 'BN'
     arch: Any = arch_name(backbone)
     size = backbone.timm_cfg(arch).get('input_size', DEFAULT_CFG['input_size'])[1:]
@@ -57,9 +57,8 @@ def write_backbone(model: Any, config: Config, folder: Path) -> None:
     classifier.backbone.load_state_dict(backbone.state_dict(), strict=True)
     arguments = dict(num_classes=0, in_chans=backbone.in_channels, **options)
     save_for_hf(classifier, str(folder), model_args=arguments, safe_serialization=True)
-    (folder / 'model.safetensors').chmod(
-        (folder / 'config.json').stat().st_mode
-    )  # safetensors lets only its owner read
+    readable = (folder / 'config.json').stat().st_mode
+    (folder / 'model.safetensors').chmod(readable)  # safetensors lets only its owner read it
 
 
 def arch_name(backbone: Backbone) -> str | None:

@@ -26,9 +26,15 @@ def load_trained(config: Config, checkpoint: str) -> tuple[nn.Module, Mapping[st
         FileNotFoundError: There is no such file.
         RuntimeError: The file is not safe, or does not fit the config.
     """
-    init_default_scope(config.get('default_scope'))
-    model = revert_sync_batchnorm(MODELS.build(config.model))
+    model = build_model(config)
     loaded = read_checkpoint(checkpoint)
     model.load_state_dict(loaded.get('state_dict', loaded))
+    return model, loaded.get('meta', {}).get('dataset_meta', {})
+
+
+def build_model(config: Config) -> nn.Module:
+    """A config's model in eval mode, for one process, with random weights."""
+    init_default_scope(config.get('default_scope'))
+    model = revert_sync_batchnorm(MODELS.build(config.model))
     model.cfg = config
-    return model.eval(), loaded.get('meta', {}).get('dataset_meta', {})
+    return model.eval()

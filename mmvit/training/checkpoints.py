@@ -12,6 +12,7 @@ from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import FlexibleRunner, Runner
 
+from mmvit.environment import installed_versions
 from mmvit.registry import HOOKS, register
 from mmvit.training.files import PARTIAL, is_whole, newest_whole, put_in_place, remove, write_whole
 from mmvit.training.launch import resuming_command
@@ -31,6 +32,7 @@ class AtomicCheckpointHook(CheckpointHook):
       holds one file more than is kept.
     - Where a save fails, or weights are not finite, the training stops and what was saved before stays.
     - ``--resume`` takes the newest whole checkpoint, whatever ``last_checkpoint`` says, and warns where there is none.
+    - A checkpoint names the versions of the packages that trained it, in ``meta['versions']``.
 
     With FSDP (``FlexibleRunner``) checkpoints are saved in the same way, as one file or as a folder of one file a
     process. That runner loads before any hook is called, so it still takes what ``last_checkpoint`` says. Checkpoints
@@ -45,6 +47,9 @@ class AtomicCheckpointHook(CheckpointHook):
         self.warning = ''
         if runner._resume and runner._load_from is None and not runner._has_loaded and self._is_local(runner):
             self._find(runner)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        checkpoint['meta']['versions'] = installed_versions()
 
     def _is_local(self, runner: Runner) -> bool:
         return isinstance(

@@ -53,11 +53,9 @@ def test_program_compiles_ahead_of_time(exported, tmp_path):
     import torch._inductor  # noqa: PLC0415  PyTorch 2.1 lacks what is called here
 
     model, program = exported
-    path = torch._inductor.aoti_compile_and_package(
-        program,
-        package_path=str(tmp_path / 'backbone.pt2'),
-        inductor_configs={'aot_inductor.compile_wrapper_opt_level': 'O0'},  # what calls the kernels, which takes longest
-    )
+    quick = {'aot_inductor.compile_wrapper_opt_level': 'O0'}  # the code around the kernels, which takes longest
+    file = str(tmp_path / 'backbone.pt2')
+    path = torch._inductor.aoti_compile_and_package(program, package_path=file, inductor_configs=quick)
     compare(torch._inductor.aoti_load_package(path), model)
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pretrain
 import pytest
@@ -68,6 +69,13 @@ def test_without_lightly_train(photographs, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'lightly_train', None)
     with pytest.raises(SystemExit, match=r"AGPL-3.0: pip install 'mmvit\[pretrain\]'"):
         run_here(monkeypatch, TOOL, photographs, '--out', tmp_path / 'run')
+
+
+def test_wrong_method(photographs, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'lightly_train', SimpleNamespace(list_methods=lambda: ['dino', 'simclr']))
+    with pytest.raises(SystemExit, match='^error: --method densenet: take one of dino, simclr$'):
+        run_here(monkeypatch, TOOL, photographs, '--out', tmp_path / 'run', '--method', 'densenet')
+    assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.slow

@@ -70,6 +70,8 @@ def pretrain(args: argparse.Namespace) -> Path:
         import lightly_train  # noqa: PLC0415  only here
     except ImportError as error:
         raise ImportError(f'{MISSING} ({error})') from None
+    if args.method not in (methods := lightly_train.list_methods()):
+        raise ValueError(f'--method {args.method}: take one of {", ".join(methods)}')
     try:
         lightly_train.pretrain(
             out=args.out,

@@ -644,8 +644,12 @@ def test_digits_need_no_advice(coco, tmp_path, monkeypatch, capsys):
 
 def test_advice_follows_how_a_detector_matches():
     objects, strides, anchors = [10.0] * 8 + [900.0] * 2, [8, 16], [32.0, 512.0]
-    small, large = advise(Sizes(objects, strides, anchors, True), (400, 600))
+    (both,) = advise(Sizes(objects, strides, anchors, True), (400, 600))
+    assert '8 of 10 objects (80%) are smaller than the smallest anchor, 32 pixels, and 2 of 10' in both
+    assert both.endswith('at --size 400x600: no size fits both. --head atss needs no such anchors')
+    (small,) = advise(Sizes(objects[:8], strides, anchors, True), (400, 600))
     assert small.endswith('at --size 400x600: take --size 1280x1920, or cut the images into parts and label these')
+    (large,) = advise(Sizes(objects[8:], strides, anchors, True), (400, 600))
     assert large.endswith('larger than the largest anchor, 512 pixels, at --size 400x600: take --size 224x320')
     assert advise(Sizes(objects, strides, anchors, False), (400, 600)) == []
     (small,) = advise(Sizes([4.0], strides, [], False), (2000, 3000))

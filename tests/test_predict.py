@@ -172,6 +172,18 @@ def test_video(predictor, tmp_path):
     assert names == [f'clip.avi_{i:06}' for i in (1, 2, 3)]
 
 
+def test_video_that_breaks_off(predictor, tmp_path):
+    path = tmp_path / 'clip.avi'
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*'MJPG'), 7, (64, 48))
+    for _ in range(9):
+        video.write(np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8))
+    video.release()
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.warns(UserWarning, match=r'clip.avi breaks off: it has [34] of 9 frames'):
+        samples = list(predictor.predict(path, progress=False))
+    assert len(samples) in (3, 4)
+
+
 @pytest.fixture
 def address(pictures):
     """Of the folder of the pictures."""

@@ -46,7 +46,7 @@ def find_anchors(model: Config) -> tuple[list[float], list[float]]:
 
 
 def advise(sizes: Sizes, side: tuple[int, int]) -> list[str]:
-    """A sentence if more than a tenth of the objects are too small for a detector, and one if too large.
+    """A sentence if more than a tenth of the objects are too small for a detector, or too large, or if both is so.
 
     A detector that matches by overlap has no anchor like an object that is smaller than the smallest or larger than
     the largest. The others need objects as large as their smallest stride.
@@ -57,26 +57,30 @@ def advise(sizes: Sizes, side: tuple[int, int]) -> list[str]:
     """
     if not sizes.objects:
         return []
-    values, advice = np.array(sizes.objects), []
+    values = np.array(sizes.objects)
     what, known = ('anchor', sizes.anchors) if sizes.matched_by_overlap else ('stride', sizes.strides)
-    if np.mean(values < min(known)) > SHARE:
+    small, large = values < min(known), values > max(known)
+    is_small, is_large = small.mean() > SHARE, sizes.matched_by_overlap and large.mean() > SHARE
+    too_small = f'{share(small)} are smaller than the smallest {what}, {min(known):g} pixels'
+    too_large = f'{share(large)} are larger than the largest {what}, {max(known):g} pixels'
+    at = f'at --size {side[0]}x{side[1]}'
+    if is_small and is_large:
+        return [f'warning: {too_small}, and {too_large}, {at}: no size fits both. --head atss needs no such anchors']
+    if is_small:
         larger = scaled(side, min(known) / max(np.quantile(values, SHARE, method='lower'), 1))
         way = f'take --size {larger[0]}x{larger[1]}, or ' if larger[1] <= LONGEST else ''
-        found = describe(values < min(known), f'smaller than the smallest {what}, {min(known):g} pixels', side)
-        advice.append(f'{found}: {way}cut the images into parts and label these')
-    if sizes.matched_by_overlap and np.mean(values > max(known)) > SHARE:
+        return [f'warning: {too_small}, {at}: {way}cut the images into parts and label these']
+    if is_large:
         smaller = scaled(side, max(known) / np.quantile(values, 1 - SHARE, method='higher'), math.floor)
-        found = describe(values > max(known), f'larger than the largest {what}, {max(known):g} pixels', side)
-        advice.append(f'{found}: take --size {smaller[0]}x{smaller[1]}')
-    return advice
+        return [f'warning: {too_large}, {at}: take --size {smaller[0]}x{smaller[1]}']
+    return []
+
+
+def share(which: np.ndarray) -> str:
+    return f'{which.sum()} of {which.size} objects ({which.mean():.0%})'
 
 
 def scaled(side: tuple[int, int], factor: float, rounded: Callable[[float], int] = math.ceil) -> tuple[int, int]:
     """Both sides times a factor, in multiples of 32 pixels."""
     short, long = (max(32, 32 * rounded(length * factor / 32)) for length in side)
     return short, long
-
-
-def describe(which: np.ndarray, how: str, side: tuple[int, int]) -> str:
-    share = f'{which.sum()} of {which.size} objects ({which.mean():.0%})'
-    return f'warning: {share} are {how}, at --size {side[0]}x{side[1]}'

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+from warnings import warn
 
 import mmcv
 import numpy as np
@@ -54,6 +55,8 @@ class Source:
             return
         for number, image in enumerate(mmcv.VideoReader(self.content), 1):
             yield Frame(f'{self.name}_{number:06}', image, f'frame {number} of {self.content}', self)
+        if number < self.length:
+            warn(f'{self.content} breaks off: it has {number} of {self.length} frames', stacklevel=2)
 
 
 def find_sources(inputs: Inputs, out: str | Path | None = None) -> list[Source]:

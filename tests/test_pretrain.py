@@ -52,6 +52,7 @@ def test_views_are_normalised_as_the_model_asks(model, mean, std):
         (('nowhere', '--out', 'run'), 'error: nowhere is no folder'),
         (('empty', '--out', 'run'), r'error: empty has no images \(.*\.png'),
         (('photographs', '--out', 'run', '--model', 'resnet18'), 'error: --model resnet18: take one of mmvit_mpvit_'),
+        (('photographs', '--out', 'run', '--epochs', '0'), 'error: --epochs 0 would leave the weights random'),
         (('photographs', '--out', '.'), r'error: --out . is not empty: name another folder, or go on'),
         (('photographs', '--out', 'run', '--resume'), r'error: run/checkpoints/last.ckpt is missing'),
     ],

@@ -27,8 +27,8 @@ def main() -> None:
     try:
         check(args)
         print(f'to begin with: --weights {pretrain(args)}')
-    except KeyboardInterrupt:
-        print(f'stopped: {how_to_go_on(args.out)}', file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(str(error) or 'stopped', file=sys.stderr)
         sys.exit(130)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         sys.exit(f'error: {error}')
@@ -57,6 +57,8 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f'{args.images} has no images ({", ".join(IMAGES)})')
     if args.model not in (models := timm.list_models('mmvit_*')):
         raise ValueError(f'--model {args.model}: take one of {", ".join(models)}')
+    if args.epochs == 0:
+        raise ValueError('--epochs 0 would leave the weights random: take at least one')
     if args.resume and not (args.out / LAST).is_file():
         raise ValueError(f'{args.out / LAST} is missing, so there is nothing to go on with: leave --resume out')
     if not args.resume and args.out.exists() and any(args.out.iterdir()):
@@ -78,13 +80,13 @@ def pretrain(args: argparse.Namespace) -> Path:
             data=args.images,
             model=f'timm/{args.model}',
             method=args.method,
-            epochs=args.epochs or 'auto',
+            epochs='auto' if args.epochs is None else args.epochs,
             batch_size=args.batch_size,
             transform_args=views(args.model, args.size, not args.no_flip),
             resume_interrupted=args.resume,
         )
     except SystemExit:  # of PyTorch Lightning, after Ctrl-C
-        raise KeyboardInterrupt from None
+        raise KeyboardInterrupt(f'stopped: {how_to_go_on(args.out)}') from None
     return args.out / EXPORTED
 
 

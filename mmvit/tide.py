@@ -27,10 +27,8 @@ class Kind:
 # By hotcoco's keys. It has none for what is correct.
 KINDS = {
     'Correct': Kind('correct', 'lime', f'a detection of the right class at an IoU of {PLACED} or more'),
-    'Miss': Kind(
-        'missed', 'dodgerblue', 'an object without a detection that is correct, of a wrong class or misplaced'
-    ),
-    'Bkg': Kind('false', 'red', f'a detection where no object is: its IoU with each is {TOUCHING} or less'),
+    'Miss': Kind('missed', 'dodgerblue', 'an object that no detection finds, not even with a wrong class or misplaced'),
+    'Bkg': Kind('background', 'red', f'a detection where no object is: its IoU with each is {TOUCHING} or less'),
     'Cls': Kind('wrong class', 'orange', f'a detection of a wrong class at an IoU of {PLACED} or more'),
     'Loc': Kind('misplaced', 'yellow', f'a detection of the right class at an IoU of {TOUCHING} to {PLACED}'),
     'Both': Kind('class and place', 'violet', f'a detection of a wrong class at an IoU of {TOUCHING} to {PLACED}'),
@@ -71,6 +69,7 @@ def find_kinds(evaluation: COCOeval) -> dict[int, list[tuple[str, dict[str, Any]
     kinds = {}
     for image in truth.get_img_ids():
         objects = truth.load_anns(truth.get_ann_ids([image]))
+        objects.sort(key=lambda item: (item['iscrowd'], item['category_id']))  # the first of equal IoUs, as hotcoco has
         detections = found.load_anns(found.get_ann_ids([image]))
         correct = [item for item in detections if item['id'] in matches['dt_match']]
         wrong = [item for item in detections if matches['dt_status'].get(item['id']) == 'fp']

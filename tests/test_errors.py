@@ -17,6 +17,7 @@ from mmengine.config import Config
 from PIL import Image
 from test_predict import OPTIONS, write_model
 
+from mmvit.predicting import Predictor
 from mmvit.tide import KINDS, evaluate, find_kinds, sum_up
 
 TOOL = Path(tool.__file__)
@@ -63,7 +64,7 @@ COUNTS = {'Correct': 1, 'Miss': 2, 'Bkg': 1, 'Cls': 1, 'Loc': 1, 'Both': 1, 'Dup
 TEXTS = {
     'missed: 4 ': 'Miss',
     'missed: 6 ': 'Miss',
-    'false: 1 (0.95)': 'Bkg',
+    'background: 1 (0.95)': 'Bkg',
     'wrong class: 5 (0.70)': 'Cls',
     'misplaced: 3 (0.60)': 'Loc',
     'class and place: 7 (0.50)': 'Both',
@@ -83,9 +84,9 @@ def data(tmp_path) -> Path:
     return tmp_path
 
 
-def write_config(folder: Path, scope: str = 'mmdet', ann_file: str = 'labels.json', classes=CLASSES) -> None:
+def write_config(folder: Path, scope: str = 'mmdet', ann_file: str = 'labels.json', classes=CLASSES, **more) -> None:
     dataset = dict(type='CocoDataset', data_root=f'{folder}/', ann_file=ann_file, metainfo=dict(classes=classes))
-    Config(dict(default_scope=scope, test_dataloader=dict(dataset=dataset))).dump(folder / 'config.py')
+    Config(dict(default_scope=scope, test_dataloader=dict(dataset=dataset | more))).dump(folder / 'config.py')
 
 
 @pytest.fixture
@@ -168,6 +169,26 @@ def test_kinds_of_detections_add_up_to_the_counts_of_hotcoco(seed, iou_type):
     assert min(found[key] for key in KINDS) > 0
 
 
+def tied_case(seed: int) -> tuple[dict, list[dict]]:
+    """Boxes on a lattice, of which many have the same IoU with an object and with a crowd."""
+    rng = np.random.default_rng(seed)
+
+    def place() -> tuple[int, int, list[float]]:
+        box = [*rng.integers(0, 8, 2) * 5, *rng.integers(1, 5, 2) * 5]
+        return int(rng.integers(1, 4)), int(rng.integers(10, 13)), [int(value) for value in box]
+
+    objects = [item(*place(), iscrowd=int(rng.random() < 0.3)) for _ in range(40)]
+    return labels_of(objects, 3), [item(*place(), rng.random()) for _ in range(80)]
+
+
+@pytest.mark.parametrize('seed', [1, 4, 21, 50])  # orders of the objects decide these
+def test_ties_are_decided_as_hotcoco_does(seed):
+    labels, results = tied_case(seed)
+    evaluation = evaluate(COCO(labels), results, 'bbox')
+    found = Counter(key for kinds in find_kinds(evaluation).values() for key, _ in kinds)
+    assert found == Counter(sum_up(evaluation).counts)
+
+
 def test_no_detections(data, drawn, monkeypatch):
     (data / 'results.json').write_text('[]')
     run_here(monkeypatch, TOOL, data / 'config.py', data / 'results.json', '--out', data / 'out', '--count', 1)
@@ -185,9 +206,34 @@ def test_nothing_is_drawn_without_errors(data, drawn, monkeypatch):
     assert not drawn
 
 
-def test_boxes_alone(data, monkeypatch):
+def test_nothing_of_an_earlier_run_stays(data, monkeypatch):
+    run_here(monkeypatch, TOOL, data / 'config.py', data / 'results.json', '--out', data / 'out')
+    assert (data / 'out' / 'masks.png').exists()
+    (data / 'results.json').write_text(json.dumps([dict(one, score=1.0) for one in OBJECTS]))
+    run_here(monkeypatch, TOOL, data / 'config.py', data / 'results.json', '--out', data / 'out')
+    names = ['errors.md', 'images.json', 'predictions.json']
+    assert sorted(path.name for path in (data / 'out').iterdir()) == names
+
+
+def test_the_table_is_there_before_a_broken_image_is_drawn(data, monkeypatch, capsys):
+    (data / '1.png').write_bytes(b'broken')
+    with pytest.raises(SystemExit, match='error: .*1.png is not an image that can be read'):
+        run_here(monkeypatch, TOOL, data / 'config.py', data / 'results.json', '--out', data / 'out')
+    assert (data / 'out' / 'errors.md').read_text() in capsys.readouterr().out
+
+
+def test_one_file_may_be_two_images(data, drawn, monkeypatch):
+    labels = labels_of(OBJECTS, 2)
+    labels['images'][1]['file_name'] = '1.png'
+    (data / 'labels.json').write_text(json.dumps(labels))
+    run_here(monkeypatch, TOOL, data / 'config.py', data / 'results.json', '--out', data / 'out')
+    assert [axes.get_title() for axes in drawn[0].axes] == ['1.png: 5 errors', '1.png: 2 errors']
+
+
+@pytest.mark.parametrize('mask', [{}, {'segmentation': []}])
+def test_boxes_alone(mask, data, monkeypatch):
     """hotcoco would take the boxes for masks."""
-    boxes = [{key: value for key, value in one.items() if key != 'segmentation'} for one in RESULTS]
+    boxes = [{key: value for key, value in one.items() if key != 'segmentation'} | mask for one in RESULTS]
     (data / 'results.json').write_text(json.dumps(boxes))
     run_here(monkeypatch, TOOL, data / 'config.py', data / 'results.json', '--out', data / 'out', '--count', 1)
     assert len(rows(data / 'out')) == 1
@@ -234,6 +280,27 @@ def test_command(detector, data, monkeypatch, capsys):
     assert not (data / 'none').exists()
 
 
+@pytest.mark.parametrize('error', [OSError, KeyboardInterrupt])
+def test_what_was_predicted_before_an_error_is_kept(error, detector, data, monkeypatch, capsys):
+    config = Config.fromfile(detector[0])
+    config.test_dataloader.dataset.update(data_root=f'{data}/', ann_file='labels.json', data_prefix=dict(img=''))
+    config.dump(data / 'config.py')
+    prepare = Predictor._prepare
+
+    def breaks_off(predictor, frame):
+        if frame.name == '2.png':
+            raise error
+        return prepare(predictor, frame)
+
+    monkeypatch.setattr(Predictor, '_prepare', breaks_off)
+    out, options = data / 'out', ('--score', 0, '--device', 'cpu')
+    with pytest.raises(SystemExit):
+        run_here(monkeypatch, TOOL, data / 'config.py', detector[1], '--out', out, *options)
+    assert f'{out} has the predictions for 1 of 2 images' in capsys.readouterr().err
+    run_here(monkeypatch, TOOL, data / 'config.py', out / 'predictions.json', '--out', out, *options)
+    assert (out / 'errors.md').read_text().startswith('1 images, 4 objects, 5 detections')
+
+
 NAMES = {kind.name for kind in KINDS.values()}
 
 
@@ -252,9 +319,19 @@ NAMES = {kind.name for kind in KINDS.values()}
         (dict(ann_file='elsewhere.json'), (), 'there is no file and no folder .*elsewhere.png'),
         (dict(classes=('0', 'cat')), (), 'labels.json lacks the classes cat of the config'),
         ({}, ('--count', 0), '--count 0: take at least one image'),
+        (dict(type='Lost'), (), 'custom_imports of the config lack the module of its test data .*Lost'),
+        (dict(type='RepeatDataset', dataset={}), (), 'the test data are a RepeatDataset around others'),
         ({}, ('--out', 'labels.json'), 'written into a folder, and labels.json is a file'),
+        ({}, ('--out', 'labels.json/new/out'), 'written into a folder, and .*labels.json is a file'),
         ({}, ('text.json',), "text.json does not hold results in COCO's format"),
         ({}, ('labels.json',), "labels.json does not hold results in COCO's format"),
+        ({}, ('high.json',), "high.json does not hold results in COCO's format"),
+        ({}, ('no_box.json',), "no_box.json does not hold results in COCO's format"),
+        ({}, ('short_box.json',), "short_box.json does not hold results in COCO's format"),
+        ({}, ('many.json',), "many.json does not hold results in COCO's format"),
+        ({}, ('empty/results.json',), "empty/images.json does not hold images in COCO's format"),
+        ({}, ('text/results.json',), "text/images.json does not hold images in COCO's format"),
+        ({}, ('other/results.json',), 'other/images.json names image 1 cat.png, .* annotation file 1.png'),
         ({}, ('others.json',), "others.json has results for images that the config's annotation file does not name"),
     ],
 )
@@ -268,12 +345,33 @@ def test_errors_say_what_is_wrong(change, options, message, data, monkeypatch):
         ('others', [item(3, 11, [5, 5, 20, 20], 0.9)]),
     ):
         Path(f'{name}.json').write_text(json.dumps(content))
+    for name, change_of_item in (
+        ('high', dict(score='high')),
+        ('no_box', dict(bbox=None)),
+        ('short_box', dict(bbox=[1, 2, 3])),
+        ('many', dict(image_id=[1])),
+    ):
+        Path(f'{name}.json').write_text(json.dumps([RESULTS[0] | change_of_item]))
+    for name, text in (
+        ('empty', '{}'),
+        ('text', 'no images'),
+        ('other', json.dumps({'images': [dict(id=1, file_name='cat.png')]})),
+    ):
+        Path(name).mkdir()
+        Path(name, 'images.json').write_text(text)
+        Path(name, 'results.json').write_text('[]')
     Path('text.json').write_text('no results')
     write_config(data, **change)
     arguments = options if any('.json' in str(option) for option in options[:1]) else ('results.json', *options)
     with pytest.raises(SystemExit, match=f'error: .*{message}'):
         run_here(monkeypatch, TOOL, 'config.py', *arguments)
     assert not Path('errors').exists()
+
+
+def test_a_folder_that_is_write_protected(data, monkeypatch):
+    monkeypatch.setattr('os.access', lambda *_: False)
+    with pytest.raises(SystemExit, match='error: results cannot be written into .*out: .* is write-protected'):
+        run_here(monkeypatch, TOOL, data / 'config.py', data / 'gone.pth', '--out', data / 'out')
 
 
 def test_what_to_install(data, monkeypatch):

@@ -1,4 +1,4 @@
-"""Name, count and draw the errors of a detector on its config's test data: missed, false, wrong class and others.
+"""Name, count and draw the errors of a detector on its config's test data: missed, misplaced, wrong class and others.
 
     python tools/errors.py configs/maskrcnn_mpvit_s.py epoch_12.pth --out errors
     python tools/errors.py configs/maskrcnn_mpvit_s.py errors/predictions.json --score 0.5 --out errors_from_0.5
@@ -9,13 +9,14 @@ docs/errors.md tells what is written. It needs hotcoco: pip install 'mmvit[proje
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import count
-from math import ceil
+from math import ceil, isfinite
 from pathlib import Path
 from typing import Any
 
 import mmcv
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -25,7 +26,7 @@ from mmengine.config import Config
 
 from mmvit.predicting import Predictor
 from mmvit.predicting.inputs import data_of_config, find_sources
-from mmvit.predicting.results import annotation_file, coco_results, find_categories, image_ids
+from mmvit.predicting.results import annotation_file, coco_results, find_categories, image_paths
 
 try:
     from hotcoco import COCO, COCOeval
@@ -36,7 +37,6 @@ except ImportError as error:
 
 Kinds = dict[int, list[tuple[str, dict[str, Any]]]]
 
-NEEDED = {'image_id', 'category_id', 'bbox', 'score'}
 OBJECT = Kind('object', 'white')
 EDGE = [withStroke(linewidth=2, foreground='black')]  # text and lines are seen on any ground
 COLUMNS, TILE = 3, 4.5  # images beside one another, and inches of each
@@ -73,23 +73,26 @@ def write(args: argparse.Namespace) -> None:
         raise ValueError(f'--count {args.count}: take at least one image')
     config = Config.fromfile(args.config)
     data, labels = read_labels(config)
-    results = read_results(args.checkpoint, labels) if args.checkpoint.endswith('.json') else None
-    paths = {number: str(path) for path, number in image_ids(labels, data).items()}
+    results = None
+    if args.checkpoint.endswith('.json'):
+        results, labels = read_results(Path(args.checkpoint), labels)
+    paths = {number: str(path) for number, path in image_paths(labels, data).items()}
     find_sources(list(paths.values()), args.out)  # a wrong path is an error before the model is loaded
     if results is None:
         results = predict(config, args, labels, paths)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / 'predictions.json').write_text(json.dumps(results))
-    (args.out / 'images.json').write_text(json.dumps({**labels, 'annotations': []}))
+    else:
+        save(results, labels, args.out)
     shown = [item for item in results if item['score'] >= args.score]
     truth, lines = COCO(labels), [head(labels, results, shown, args.score)]
+    evaluations = {}
     for iou_type, name in measures(labels, results).items():
-        evaluation = evaluate(truth, shown, iou_type)
+        evaluations[name] = evaluate(truth, shown, iou_type)
         totals = sum_up(evaluate(truth, results, iou_type))
-        lines += table(name, totals, sum_up(evaluation), args.score)
-        draw(evaluation, find_kinds(evaluation), paths, args.count, args.out / f'{name}.png')
+        lines += table(name, totals, sum_up(evaluations[name]), args.score)
     (args.out / 'errors.md').write_text('\n'.join(lines))
     print('\n'.join(lines), args.out, sep='\n')
+    for name, evaluation in evaluations.items():
+        draw(evaluation, find_kinds(evaluation), paths, args.count, args.out / f'{name}.png')
 
 
 def read_labels(config: Config) -> tuple[Any, dict[str, Any]]:
@@ -118,27 +121,58 @@ def read_labels(config: Config) -> tuple[Any, dict[str, Any]]:
     return data, {'images': known['images'], 'categories': categories, 'annotations': objects}
 
 
-def read_results(path: str, labels: dict[str, Any]) -> list[dict[str, Any]]:
-    """COCO's results from a file. ``labels`` keep only the images of ``images.json``, if that is beside it.
+def read_results(path: Path, labels: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """COCO's results from a file, and the labels. These keep only the images of ``images.json``, if it is beside it.
 
     Raises:
         ValueError: It has none, or those of other images or classes.
     """
-    try:
-        results = json.loads(Path(path).read_text())
-    except ValueError:
-        results = None
-    if not isinstance(results, list) or not all(isinstance(item, dict) and item.keys() >= NEEDED for item in results):
-        raise ValueError(f"{path} does not hold results in COCO's format, as `mim run mmvit predict` writes them")
-    beside = Path(path).with_name('images.json')
+    results = read_items(path, is_result)
+    beside = path.with_name('images.json')
     if beside.is_file():
-        seen = {image['id'] for image in json.loads(beside.read_text())['images']}
-        labels['images'] = [image for image in labels['images'] if image['id'] in seen]
-        labels['annotations'] = [item for item in labels['annotations'] if item['image_id'] in seen]
+        seen = {image['id']: image['file_name'] for image in read_items(beside, is_image, 'images')}
+        labels = keep(labels, seen)
+        for image in labels['images']:
+            if not seen[image['id']].endswith(Path(image['file_name']).name):  # `predict` writes the name alone
+                other = f"and the config's annotation file {image['file_name']}"
+                raise ValueError(f'{beside} names image {image["id"]} {seen[image["id"]]}, {other}')
     for key, name in (('image_id', 'images'), ('category_id', 'categories')):
         if {item[key] for item in results} - {item['id'] for item in labels[name]}:
             raise ValueError(f"{path} has results for {name} that the config's annotation file does not name")
-    return results
+    return results, labels
+
+
+def read_items(path: Path, fits: Callable[[dict[str, Any]], bool], key: str | None = None) -> list[dict[str, Any]]:
+    """A file's list, or the one under a key in it. Raises ValueError if it has none, or an item that does not fit."""
+    try:
+        content = json.loads(path.read_text())
+        items = content[key] if key else content
+        good = isinstance(items, list) and all(fits(item) for item in items)
+    except (ValueError, TypeError, KeyError):
+        good = False
+    if not good:
+        what = key or 'results'
+        raise ValueError(f"{path} does not hold {what} in COCO's format, as `mim run mmvit predict` writes them")
+    return items
+
+
+def is_result(item: dict[str, Any]) -> bool:
+    """Raises TypeError or KeyError if something is missing or no number."""
+    ids = isinstance(item['image_id'], int) and isinstance(item['category_id'], int)
+    return ids and len(item['bbox']) == 4 and isfinite(sum(item['bbox'], item['score']))
+
+
+def is_image(item: dict[str, Any]) -> bool:
+    return isinstance(item['id'], int) and isinstance(item['file_name'], str)
+
+
+def keep(labels: dict[str, Any], images: Collection[int]) -> dict[str, Any]:
+    """The labels of some images."""
+    return {
+        **labels,
+        'images': [image for image in labels['images'] if image['id'] in images],
+        'annotations': [item for item in labels['annotations'] if item['image_id'] in images],
+    }
 
 
 def predict(
@@ -152,14 +186,31 @@ def predict(
         raise ValueError(f'the model finds {", ".join(classes)}, and the test data have {", ".join(names)}')
     categories = [category['id'] for category in labels['categories']]
     samples = predictor.predict(list(paths.values()), batch_size=args.batch_size)
-    return [
-        item for number, sample in zip(paths, samples, strict=True) for item in coco_results(sample, number, categories)
-    ]
+    found: dict[int, list[dict[str, Any]]] = {}
+    try:
+        for number, sample in zip(paths, samples, strict=True):
+            found[number] = list(coco_results(sample, number, categories))
+    finally:  # an error or Ctrl-C loses nothing
+        results = [item for items in found.values() for item in items]
+        if found:
+            save(results, keep(labels, found), args.out)
+        if 0 < len(found) < len(paths):
+            print(f'{args.out} has the predictions for {len(found)} of {len(paths)} images', file=sys.stderr)
+    return results
+
+
+def save(results: list[dict[str, Any]], labels: dict[str, Any], out: Path) -> None:
+    """Write predictions, in place of all that an earlier run wrote."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ('errors.md', 'boxes.png', 'masks.png'):
+        (out / name).unlink(missing_ok=True)
+    (out / 'predictions.json').write_text(json.dumps(results))
+    (out / 'images.json').write_text(json.dumps({**labels, 'annotations': []}))
 
 
 def measures(labels: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, str]:
     """What detections are compared by: boxes, and masks if all have them. hotcoco would take boxes for masks."""
-    has_masks = results and all('segmentation' in item for item in (*results, *labels['annotations']))
+    has_masks = results and all(item.get('segmentation') for item in (*results, *labels['annotations']))
     return {'bbox': 'boxes', **({'segm': 'masks'} if has_masks else {})}
 
 
@@ -192,12 +243,20 @@ def draw(evaluation: COCOeval, kinds: Kinds, paths: dict[int, str], most: int, o
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.axis('off')
     for axes, number in zip(figure.axes, worst, strict=False):
-        axes.imshow(mmcv.imread(paths[number], channel_order='rgb'))
+        axes.imshow(read_image(paths[number]))
         axes.set_title(f'{Path(paths[number]).name}: {errors[number]} errors', fontsize=9)
         draw_image(axes, evaluation, number, kinds[number])
     handles = [Line2D([], [], color=kind.colour, label=kind.name, linewidth=3) for kind in (OBJECT, *KINDS.values())]
     figure.legend(handles=handles, loc='outside lower center', ncols=4 if columns > 1 else 2, facecolor='grey')
     figure.savefig(out, dpi=150, bbox_inches='tight')
+
+
+def read_image(path: str) -> np.ndarray:
+    """(H, W, 3), RGB. Raises OSError if it cannot be read."""
+    try:
+        return mmcv.imread(path, channel_order='rgb')
+    except Exception as error:  # each decoder has its own kinds
+        raise OSError(f'{path} is not an image that can be read, and is not drawn ({error})') from error
 
 
 def draw_image(axes: Axes, evaluation: COCOeval, number: int, kinds: list[tuple[str, dict[str, Any]]]) -> None:

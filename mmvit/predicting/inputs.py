@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,9 +112,12 @@ def check_array(image: np.ndarray) -> None:
 
 
 def check_out(out: Path, sources: Sequence[Source]) -> None:
-    """Raises ValueError if a drawn picture would be written over its image."""
-    if out.is_file():
-        raise ValueError(f'results are written into a folder, and {out} is a file')
+    """Raises ValueError if the folder cannot be made, or a drawn picture would be written over its image."""
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f'results are written into a folder, and {there} is a file')
+    if not os.access(there, os.W_OK):
+        raise ValueError(f'results cannot be written into {out}: {there} is write-protected')
     paths = (source.content for source in sources if isinstance(source.content, str))
     if any(not has_scheme(path) and Path(path).resolve().parent == out.resolve() for path in paths):
         raise ValueError(f'results in {out} would overwrite the inputs there: take another folder')
@@ -123,12 +127,17 @@ def data_of_config(config: Config) -> Any:
     """The config's test data, without what is in their files; None if they have to be on this machine and are not.
 
     Raises:
-        ValueError: There are none.
+        ValueError: There are none, or not of a registered type, or they wrap others.
     """
     if not config.get('test_dataloader'):
         raise ValueError('the config has no test_dataloader, whose pipeline prepares the images')
+    dataset = config.test_dataloader.dataset
+    if {'dataset', 'datasets'} & dataset.keys():
+        raise ValueError(f'the test data are a {dataset.type} around others: name one data set in test_dataloader')
     init_default_scope(config.default_scope)
     try:
-        return DATASETS.build({**config.test_dataloader.dataset, 'lazy_init': True})
+        return DATASETS.build({**dataset, 'lazy_init': True})
+    except KeyError as error:
+        raise ValueError(f'custom_imports of the config lack the module of its test data ({error})') from error
     except (AssertionError, OSError):  # some of mmseg's look for their folder
         return None

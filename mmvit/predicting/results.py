@@ -119,9 +119,14 @@ def find_categories(known: Mapping[str, Any], classes: Sequence[str]) -> list[di
 
 def image_ids(known: Mapping[str, Any], data: Any) -> dict[Path | None, int]:
     """The ids of the images in a file, by their paths."""
+    return {path.resolve(): number for number, path in image_paths(known, data).items()}
+
+
+def image_paths(known: Mapping[str, Any], data: Any) -> dict[int, Path]:
+    """The paths of the images in a file, by their ids."""
     prefix = data.data_prefix if known else {}
     folder = Path(prefix.get('img') or prefix.get('img_path') or '')
-    return {(folder / image['file_name']).resolve(): image['id'] for image in known.get('images', ())}
+    return {image['id']: folder / image['file_name'] for image in known.get('images', ())}
 
 
 def coco_results(sample: Any, number: int, categories: Sequence[int]) -> Iterator[dict[str, Any]]:

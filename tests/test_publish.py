@@ -1,7 +1,6 @@
 """Published models: every loader takes the folder, and the card says what is known and nothing else."""
 
 import json
-import stat
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -32,7 +31,9 @@ from mmvit.environment import installed_version
 from mmvit.models import MPViT
 from mmvit.publishing import publish
 from mmvit.publishing.card import READING_FOLDERS
-from mmvit.publishing.records import logged_metrics, run_folder, training_versions
+from mmvit.publishing.licences import check_licence, hub_fields
+from mmvit.publishing.records import dataset_of, logged_metrics, run_folder, schedule_of, training_versions
+from mmvit.publishing.settings import for_others, initial_weights
 from mmvit.training import AtomicCheckpointHook
 
 TOOL = Path(tool.__file__)
@@ -42,6 +43,7 @@ META = dict(
     epoch=2,
     iter=8,
     mmengine_version='0.10.7',
+    versions=dict(torch='2.9.0', setuptools='80'),
     experiment_name=f'maskrcnn_{RUN}',
     dataset_meta=dict(classes=tuple('0123456789'), palette=[(1, 2, 3)] * 10),
 )
@@ -51,6 +53,7 @@ SCALARS = [
     {'lr': 0.1, 'loss': 3.0, 'time': 1.0, 'epoch': 2, 'iter': 8, 'step': 8},
     {'coco/bbox_mAP': 0.3, 'coco/bbox_mAP_l': -1.0, 'coco/segm_mAP': 0.4, 'data_time': 0.1, 'time': 1.0, 'step': 2},
 ]
+LOG = '\n'.join([*map(json.dumps, SCALARS), '{"lr": 0.1, "lo'])  # killed while it wrote
 OPTIONS = {'model.test_cfg.rcnn.score_thr': 0.0, 'model.test_cfg.rcnn.max_per_img': 5}
 
 
@@ -73,18 +76,24 @@ def write_trained(name: str, digits: Path, folder: Path, options: dict, **others
     weights.update({key: value + 0.1 for key, value in weights.items() if key.endswith('running_mean')})
     torch.save({'state_dict': weights, 'meta': META, 'optimizer': {}, **others}, folder / 'epoch_2.pth')
     (folder / RUN / 'vis_data').mkdir(parents=True)
-    (folder / RUN / 'vis_data/scalars.json').write_text('\n'.join(map(json.dumps, SCALARS)))
-    (folder / RUN / f'{RUN}.log').write_text('System environment:\n    PyTorch: 2.9.0\n    OpenCV: 4.1\n')
+    (folder / RUN / 'vis_data/scalars.json').write_text(LOG)
     return folder / f'{name}.py', folder / 'epoch_2.pth'
 
 
 @pytest.fixture(scope='module', params=FAMILIES, ids=lambda family: family.key)
 def published(request, digits, tmp_path_factory) -> tuple[Path, Path, Path]:
-    """A detector of a family: config, checkpoint and published folder."""
+    """A detector of a family: config, checkpoint and published folder. All paths of its data are absolute."""
     folder = tmp_path_factory.mktemp('trained')
     name = Path(request.param.digits_config).stem
-    trained = write_trained(name, digits, folder, OPTIONS)
-    return *trained, publish(*trained, folder / 'zoo' / 'digits', 'cc-by-4.0', 'http://localhost/models/')
+    options = {'test_evaluator.ann_file': f'{digits}/annotations/instances_val.json'}
+    for loader, part in (('train', 'train'), ('test', 'val')):
+        options[f'{loader}_dataloader.dataset.ann_file'] = f'{digits}/annotations/instances_{part}.json'
+        options[f'{loader}_dataloader.dataset.data_prefix.img'] = f'{digits}/{part}/'
+    trained = write_trained(name, digits, folder, {**OPTIONS, **options})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('HOME', str(folder))
+        out = publish(trained[0], '~/epoch_2.pth', folder / 'zoo' / 'digits', 'cc-by-4.0', 'http://localhost/models/')
+    return *trained, out
 
 
 first_family = pytest.mark.parametrize('published', FAMILIES[:1], indirect=True, ids=lambda family: family.key)
@@ -105,17 +114,17 @@ def entry(folder: Path) -> dict:
     return model
 
 
-def test_folder_is_complete_and_readable(published):
+def test_folder_is_complete_and_readable(published, digits):
     folder = published[2]
     (weights,) = folder.glob('digits-*.pth')
     assert {path.name for path in folder.iterdir()} == {
         *('README.md', 'config.json', 'config.py', 'metafile.yml', 'model.safetensors', weights.name)
     }
-    assert all(path.stat().st_mode & stat.S_IRUSR for path in folder.iterdir())
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
     for path in folder.iterdir():
         if path.name != 'README.md':
             assert cells(folder, f'`{path.name}`') == [file_hash(str(path))]
+        assert str(digits).encode() not in path.read_bytes()
     kept = torch.load(weights, weights_only=True)
     assert kept.keys() == {'meta', 'state_dict'}
     assert kept['meta']['dataset_meta'] == META['dataset_meta']
@@ -188,9 +197,9 @@ def test_card_of_a_detector(published):
         'coco/segm_mAP': (0.4, 'image-segmentation'),
     }
     assert cells(folder, 'coco/bbox_mAP') == ['0.3']
-    assert cells(folder, 'training') == ['CocoDataset', 'annotations/instances_train.json', '32']
-    assert cells(folder, 'torch')[0] == '2.9.0'
-    assert cells(folder, 'mmvit')[0] == 'not recorded'
+    assert cells(folder, 'training') == ['CocoDataset', 'instances_train.json', '32']
+    assert cells(folder, 'torch') == ['2.9.0']
+    assert cells(folder, 'of this checkpoint') == ['epoch 2, iter 8']
     assert '10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9.' in card(folder).text
     assert 'Weights: CC-BY-4.0.' in card(folder).text
 
@@ -252,9 +261,10 @@ def make_package(site: Path, folder: Path, address: str) -> Path:
 
 @pytest.fixture(scope='module')
 def segmenter(digits, tmp_path_factory) -> tuple[Path, Path]:
-    """Of iterations, with averaged weights."""
+    """Of iterations, with averaged weights, from several GPUs."""
     folder = tmp_path_factory.mktemp('segmenter')
-    return write_trained('upernet_mpvit_t_digits', digits, folder, {}, ema_state_dict={'steps': torch.tensor(8)})
+    options = {'model.backbone.norm_cfg.type': 'SyncBN'}
+    return write_trained('upernet_mpvit_t_digits', digits, folder, options, ema_state_dict={'steps': torch.tensor(8)})
 
 
 def test_card_of_a_segmenter(segmenter, tmp_path, monkeypatch, capsys):
@@ -262,24 +272,33 @@ def test_card_of_a_segmenter(segmenter, tmp_path, monkeypatch, capsys):
     results = tmp_path / 'results.json'
     results.write_text('{"mIoU": 51.5, "data_time": 0.1, "time": 0.2}')
     folder = tmp_path / 'segmenter'
-    run_here(monkeypatch, TOOL, *segmenter, '--out', folder, '--results', results, '--license', 'LicenseRef-Mine')
+    monkeypatch.setenv('HOME', str(tmp_path))
+    words = ['--out', folder, '--results', '~/results.json', '--license', 'LicenseRef-Mine', '--url', 'https://a.org/b']
+    run_here(monkeypatch, TOOL, *segmenter, *words)
     assert str(folder / 'README.md') in capsys.readouterr().out
+    with pytest.raises(SystemExit, match='nothing written: there is something in'):
+        run_here(monkeypatch, TOOL, *segmenter, *words)
     data = card(folder).data
     assert (data.license, data['license_name'], data.pipeline_tag) == ('other', 'mine', 'image-segmentation')
     assert [(result.metric_type, result.metric_value) for result in data.eval_results] == [('mIoU', 51.5)]
     assert cells(folder, 'testing') == ['BaseSegDataset', 'semantic/val', '4']
     assert cells(folder, 'weights') == ["averaged (mmengine's EMAHook)"]
     model = entry(folder)
-    assert model['Weights'] == f'segmenter/{next(folder.glob("*.pth")).name}'
+    assert model['Weights'] == f'https://a.org/b/segmenter/{next(folder.glob("*.pth")).name}'
     assert model['Results'][0]['Task'] == 'Semantic Segmentation'
     assert model['Metadata']['Weights License'] == 'LicenseRef-Mine'
+    assert mmengine.load(folder / 'config.json')['model_args']['norm_cfg']['type'] == 'BN'
 
 
 def test_what_is_not_known_is_not_recorded(segmenter, tmp_path):
-    """A bare state dict, of data that are elsewhere."""
+    """A bare state dict, of data that are elsewhere. No file names a folder of the machine."""
     config = Config.fromfile(segmenter[0])
-    for loader in ('train_dataloader', 'test_dataloader'):
-        config[loader].dataset.data_root = 'nowhere/'
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        config[name].dataset.update(data_root='/home/me/nowhere/', ann_file='/home/me/data/val.txt')
+        config[name].dataset.data_prefix.seg_map_path = '/home/me/data/masks/'
+    config.update(data_root='/home/me/nowhere/', dataset=None, load_from='/home/me/all.pth')
+    config.test_evaluator = [dict(config.test_evaluator, seg_prefix='/home/me/data/masks')]
+    config.model.init_cfg = dict(type='Pretrained', checkpoint='/home/me/whole.pth')
     config.model.backbone.init_cfg = dict(type='mmvit.OfficialWeights', checkpoint='/home/me/mpvit_tiny.pth')
     config.model.backbone.arch = {**MPViT.arch_zoo['tiny'], 'num_paths': (2, 3, 3, 2)}
     config.dump(tmp_path / 'c.py')
@@ -290,34 +309,98 @@ def test_what_is_not_known_is_not_recorded(segmenter, tmp_path):
     assert 'Weights: not stated.' in text
     assert 'timm cannot load the backbone: its arch has no name.' in text
     assert card(folder).data.license is None
-    assert cells(folder, 'training')[-1] == 'not recorded'
-    assert cells(folder, 'mmvit')[0] == 'not recorded'
-    assert cells(folder, 'began with') == ['mpvit_tiny.pth']
+    assert '## Versions\n\nNot recorded.' in text
+    assert cells(folder, 'training')[1:] == ['val.txt', 'not recorded']
+    assert set(cells(folder, 'began with')[0].split(', ')) == {'all.pth', 'mpvit_tiny.pth', 'whole.pth'}
     assert not (folder / 'config.json').exists()
-    assert '/home/me' not in ''.join(path.read_text() for path in folder.iterdir() if path.suffix != '.pth')
+    (weights,) = folder.glob('*.pth')
+    assert entry(folder)['Weights'] == f'out/{weights.name}'
+    assert not any(b'/home/me' in path.read_bytes() for path in folder.iterdir())
+    assert not list(initial_weights(Config.fromfile(folder / 'config.py').model))
+    image = np.zeros((64, 96, 3), np.uint8)
+    (sample,) = predict(folder / 'config.py', weights, image, device='cpu', progress=False)
+    assert sample.pred_sem_seg.data.shape == (1, 64, 96)
+
+
+def test_initial_weights_are_left_out():
+    """Those of a list of initialisers, and in the older setting of a model."""
+    inits = [dict(type='Kaiming', layer='Conv2d'), dict(type='Pretrained', checkpoint='a.pth')]
+    head = dict(init_cfg=dict(type='Normal', layer='Conv2d'))
+    model = dict(pretrained='b.pth', backbone=dict(init_cfg=inits), neck=None, heads=[dict(init_cfg=inits[1]), head])
+    written = for_others(Config(dict(model=model))).model
+    assert (written.pretrained, written.backbone.init_cfg, written.heads[0].init_cfg) == (None, None, None)
+    assert written.heads[1] == head
+
+
+def test_config_of_classes(tmp_path):
+    """mmengine's newer configs import what they name."""
+    (tmp_path / 'c.py').write_text(
+        'from mmengine.model import PretrainedInit\nfrom mmdet.datasets import CocoDataset\n'
+        "model = dict(type='RetinaNet', init_cfg=dict(type=PretrainedInit, checkpoint='/home/me/a.pth'))\n"
+        "train_dataloader = dict(dataset=dict(type=CocoDataset, ann_file='/home/me/x.json'))\n"
+    )
+    for_others(Config.fromfile(tmp_path / 'c.py')).dump(tmp_path / 'written.py')
+    written = Config.fromfile(tmp_path / 'written.py')
+    assert written.train_dataloader.dataset == dict(type='mmdet.datasets.CocoDataset', ann_file='x.json')
+    assert written.model.init_cfg is None
+
+
+@first_family
+@pytest.mark.parametrize('text', ['{"images": [', '{}'])
+def test_broken_annotations_cost_the_number_of_images(published, tmp_path, text):
+    config = Config.fromfile(published[0])
+    init_default_scope(config.default_scope)
+    (tmp_path / 'broken.json').write_text(text)
+    config.train_dataloader.dataset.ann_file = str(tmp_path / 'broken.json')
+    data = dataset_of(config, 'train_dataloader')
+    assert (data.annotations, data.images) == ('broken.json', None)
 
 
 @pytest.mark.parametrize(
-    ('change', 'found'),
+    ('licence', 'name', 'own'),
     [
-        ({}, 0.3),
-        ({'epoch': 1}, 0.1),
-        ({'epoch': 3}, None),  # validated later, or never
-        ({'experiment_name': 'another_20250101_000000'}, None),
-        ({'mmengine_version': None}, None),
+        ('apache-2.0', 'apache-2.0', None),
+        ('AGPL-3.0', 'agpl-3.0', None),
+        ('AGPL-3.0-only', 'other', 'agpl-3.0-only'),  # the hub does not know it
+        ('MIT OR Apache-2.0', 'other', 'mit-or-apache-2.0'),
+        ('LicenseRef-MIT', 'other', 'mit'),
     ],
 )
-def test_metrics_are_of_the_checkpoint(tmp_path, change, found):
+def test_licences_of_the_hub(licence, name, own):
+    fields = hub_fields(check_licence(licence))
+    assert (fields['license'], fields.get('license_name')) == (name, own)
+
+
+OF_EPOCHS = dict(train_cfg=dict(max_epochs=2), model={})
+OF_ITERATIONS = dict(train_cfg=dict(max_iters=8), model={})
+LOGS_ITERATIONS = dict(default_hooks=dict(logger=dict(log_metric_by_epoch=False)))
+
+
+@pytest.mark.parametrize(
+    ('settings', 'change', 'found'),
+    [
+        (OF_EPOCHS, {}, 0.3),
+        (OF_EPOCHS, {'epoch': 1}, 0.1),
+        (OF_EPOCHS, {'epoch': 3}, None),  # validated later, or never
+        (OF_EPOCHS, {'experiment_name': 'another_20250101_000000'}, None),
+        (OF_EPOCHS, {'mmengine_version': None}, None),
+        (OF_ITERATIONS | LOGS_ITERATIONS, {'epoch': 0, 'iter': 1}, 0.1),
+        (OF_ITERATIONS, {}, None),
+    ],
+)
+def test_metrics_are_of_the_checkpoint(tmp_path, settings, change, found):
     """Those of another epoch or run, or of an interrupted epoch, are not taken."""
     meta = {key: value for key, value in {**META, **change}.items() if value is not None}
     (tmp_path / RUN / 'vis_data').mkdir(parents=True)
-    (tmp_path / RUN / 'vis_data/scalars.json').write_text('\n'.join(map(json.dumps, SCALARS)))
-    config = Config(dict(train_cfg=dict(max_epochs=2)))
+    (tmp_path / RUN / 'vis_data/scalars.json').write_text(LOG)
+    config = Config(settings)
     for name, expected in (('epoch_2.pth', found), ('interrupted.pth', None)):
         path = tmp_path / name
         metrics = logged_metrics(config, path, meta, run_folder(path, meta))
         assert metrics.get('coco/bbox_mAP') == expected
         assert not metrics.keys() & {'time', 'step', 'coco/bbox_mAP_l'}
+        is_dated = name == 'epoch_2.pth' and 'mmengine_version' in meta
+        assert ('of this checkpoint' in schedule_of(config, meta, path, False)) == is_dated
 
 
 @first_family
@@ -329,6 +412,11 @@ def test_what_cannot_be_published_leaves_nothing(segmenter, published, tmp_path)
     (tmp_path / 'text.json').write_text('[1]')
     torch.save({'state_dict': Asks(print, 'code has run')}, tmp_path / 'hostile.pth')
     out = tmp_path / 'out'
+    for name, part in (('model.py', 'model'), ('data.py', 'train_dataloader.dataset')):
+        changed = Config.fromfile(config)
+        changed.merge_from_dict({f'{part}.type': 'Mine'})
+        changed.dump(tmp_path / name)
+    unregistered = 'Mine is not in the .* registry.*custom_imports'
     for arguments, error, words in (
         ((config, checkpoint, tmp_path / 'full'), FileExistsError, 'something in .*full already'),
         ((config, checkpoint, out, 'cc-by'), ValueError, 'CC-BY-4.0'),
@@ -337,14 +425,17 @@ def test_what_cannot_be_published_leaves_nothing(segmenter, published, tmp_path)
         ((config, tmp_path / 'hostile.pth', out), RuntimeError, 'is refused'),
         ((config, published[1], out), RuntimeError, 'does not fit .*upernet.*missing'),
         ((config, checkpoint, out, None, None, tmp_path / 'text.json'), ValueError, 'has no metrics'),
+        ((tmp_path / 'model.py', checkpoint, out), ValueError, f'model.py: {unregistered}'),
+        ((tmp_path / 'data.py', checkpoint, out), ValueError, f'data.py: {unregistered}'),
         ((config, tmp_path / 'none.pth', out), FileNotFoundError, 'no checkpoint'),
     ):
         with pytest.raises(error, match=words):
             publish(*arguments)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['broken.pth', 'full', 'hostile.pth', 'text.json']
+    written = {'broken.pth', 'data.py', 'full', 'hostile.pth', 'model.py', 'text.json'}
+    assert {path.name for path in tmp_path.iterdir()} == written
 
 
 def test_checkpoints_name_the_versions_that_trained_them():
     checkpoint = {'meta': {}}
     AtomicCheckpointHook().before_save_checkpoint(None, checkpoint)
-    assert training_versions(checkpoint['meta'], None)['torch'] == installed_version('torch')
+    assert training_versions(checkpoint['meta'])['torch'] == installed_version('torch')

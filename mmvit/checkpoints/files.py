@@ -100,8 +100,8 @@ def _downloaded(address: str, sha256: str | None) -> Path:
 
 
 def _hash_in_name(source: str) -> str | None:
-    """The first 8 digits of the sha256 at the end of a name, as mmengine writes them. 8 decimal digits are a date."""
-    match = re.search(r'-(?!\d{8})([0-9a-f]{8})\.\w+(\?.*)?$', source)
+    """The first 8 digits of the sha256 at the end of a name, as mmengine writes them. Those of a date are none."""
+    match = re.search(r'-(?!20\d\d[01]\d[0-3]\d)([0-9a-f]{8})\.\w+(\?.*)?$', source)
     return match and match[1]
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +22,7 @@ from mmvit.publishing.card import write_card
 from mmvit.publishing.licences import check_licence
 from mmvit.publishing.metafile import write_metafile
 from mmvit.publishing.records import read_record
+from mmvit.publishing.settings import for_others
 
 
 def publish(
@@ -34,7 +35,7 @@ def publish(
 ) -> Path:
     """Write a trained detector or segmenter as a folder. Nothing in the checkpoint is run.
 
-    The folder's name is the model's name.
+    The folder's name is the model's name. Absolute paths in the config are cut to their last part.
 
     Args:
         config: Path of the config that the model was trained with.
@@ -51,8 +52,8 @@ def publish(
     Raises:
         FileNotFoundError: There is no such file.
         FileExistsError: There is something in the folder already.
-        ValueError: The licence is not known, ``url`` is no address, the config has no model, or ``results`` are no
-            metrics.
+        ValueError: The licence is not known, ``url`` is no address, the config has no model or names a class that is
+            not registered, or ``results`` are no metrics.
         RuntimeError: The checkpoint is damaged, not safe, or does not fit the config.
     """
     folder = Path(out).expanduser().resolve()
@@ -65,8 +66,10 @@ def publish(
     if 'model' not in trained:
         raise ValueError(f'{config} has no model: give the config that the model was trained with')
     loaded = read_checkpoint(str(checkpoint))
-    model = fill(trained, loaded, f'{checkpoint} does not fit {config}')
-    record = read_record(trained, loaded, Path(checkpoint), model, Path(results) if results else None)
+    measured = Path(results).expanduser() if results else None
+    with naming_imports(config):
+        model = fill(trained, loaded, f'{checkpoint} does not fit {config}')
+        record = read_record(trained, loaded, Path(checkpoint).expanduser(), model, measured)
     with whole_folder(folder) as part:
         loadable = for_others(trained)
         loadable.dump(part / 'config.py')
@@ -77,6 +80,20 @@ def publish(
         write_metafile(part, folder.name, weights, record, licence, url)
         write_card(part, folder.name, Path(config).stem, weights, record, licence, reason)
     return folder
+
+
+@contextmanager
+def naming_imports(config: str | Path) -> Iterator[None]:
+    """Let mmengine's KeyError of a class that is not registered say what to do."""
+    try:
+        yield
+    except KeyError as error:
+        if not (fault := re.search(r'[\w.]+ is not in the \S+ registry', str(error))):
+            raise
+        raise ValueError(
+            f'{config}: {fault[0]}. Mend the name, or let the config import the module that has the class: '
+            f"custom_imports = dict(imports=['MODULE'])"
+        ) from None
 
 
 def fill(config: Config, loaded: Mapping[str, Any], fault: str) -> nn.Module:
@@ -90,16 +107,6 @@ def fill(config: Config, loaded: Mapping[str, Any], fault: str) -> nn.Module:
         why = describe_mismatch(weights, model.state_dict()) if is_list else error
         raise RuntimeError(f'{fault}: {why}') from None
     return model
-
-
-def for_others(config: Config) -> Config:
-    """A copy without what belongs to one training: its folder, and the weights that it began with."""
-    loadable = copy.deepcopy(config)
-    loadable.pop('work_dir', None)
-    loadable.update(load_from=None, resume=False)
-    if 'init_cfg' in loadable.model.get('backbone', {}):
-        loadable.model.backbone.init_cfg = None
-    return loadable
 
 
 @contextmanager

@@ -10,9 +10,8 @@ import pooch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from mmvit.publishing.licences import NOT_STATED, hub_fields
-from mmvit.publishing.records import HUB_TASKS, Data, Record, task_of_metric
+from mmvit.publishing.records import HUB_TASKS, NOT_RECORDED, Data, Record, task_of_metric
 
-NOT_RECORDED = 'not recorded'
 READING_FOLDERS = '1.0.29'  # the first timm whose `local-dir:` takes model.safetensors where there is a .pth file, too
 
 
@@ -36,7 +35,7 @@ def write_card(
         section('Data', data_of(record)),
         section('Training', table(('what', 'how'), record.schedule.items())),
         section('Metrics', metrics(record)),
-        section('Versions', versions(record)),
+        section('Versions', table(('package', 'trained with'), record.trained_with.items())),
         section('Files', table(('file', 'sha256'), hashes(folder))),
         section('Licences', f'Code (mmvit): Apache-2.0. Weights: {licence or NOT_STATED}.'),
         section('How to load', loading(record, weights.name, not_in_timm)),
@@ -98,26 +97,15 @@ def metrics(record: Record) -> str:
     return table(('metric', 'value'), record.metrics.items())
 
 
-def versions(record: Record) -> str:
-    """Both sets in one table."""
-    packages = dict.fromkeys([*record.trained_with, *record.published_with])
-    rows = [
-        (name, record.trained_with.get(name, NOT_RECORDED), record.published_with.get(name, '')) for name in packages
-    ]
-    return table(('package', 'trained with', 'published with'), rows)
-
-
 def hashes(folder: Path) -> list[tuple[str, str]]:
     return [(f'`{path.name}`', pooch.file_hash(str(path))) for path in sorted(folder.iterdir())]
 
 
 def loading(record: Record, weights: str, not_in_timm: str) -> str:
     extra = 'seg' if record.task == 'Semantic Segmentation' else 'det'
-    function = 'init_model' if extra == 'seg' else 'init_detector'
     parts = [
         f"Install `pip install 'mmvit[{extra}]'`. `config.py` is a program that Python runs: read it first.",
         f'In this folder:\n\n{python(PREDICT.format(weights=weights))}',
-        f"With the toolbox's own function:\n\n{python(INIT.format(extra=extra, function=function, weights=weights))}",
         f'From a hub:\n\n{python(SNAPSHOT.format(weights=weights))}',
     ]
     if not_in_timm:
@@ -134,12 +122,6 @@ PREDICT = """\
 from mmvit import predict
 
 samples = predict('config.py', '{weights}', 'photographs', out='predictions')
-"""
-INIT = """\
-import mmvit
-from mm{extra}.apis import {function}
-
-model = {function}('config.py', '{weights}', device='cpu')
 """
 SNAPSHOT = """\
 from huggingface_hub import snapshot_download

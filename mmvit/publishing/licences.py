@@ -8,6 +8,11 @@ from packaging.licenses import InvalidLicenseExpression, canonicalize_license_ex
 
 NOT_STATED = 'not stated'
 OWN = 'LicenseRef-'
+OF_THE_HUB = {  # SPDX's identifiers that are in its list, too
+    *('apache-2.0', 'mit', 'isc', 'bsd-2-clause', 'bsd-3-clause', 'mpl-2.0', 'unlicense'),
+    *('agpl-3.0', 'gpl-2.0', 'gpl-3.0', 'lgpl-2.1', 'lgpl-3.0'),  # which SPDX replaced by -only and -or-later
+    *('cc0-1.0', 'cc-by-4.0', 'cc-by-sa-4.0', 'cc-by-nc-4.0', 'cc-by-nd-4.0', 'cc-by-nc-sa-4.0', 'cc-by-nc-nd-4.0'),
+}
 
 
 def check_licence(licence: str | None) -> str | None:
@@ -24,9 +29,9 @@ def check_licence(licence: str | None) -> str | None:
 
 
 def hub_fields(licence: str | None) -> dict[str, Any]:
-    """Entries for the head of a model card. The hub knows single licences, in small letters."""
+    """Entries for the head of a model card. The hub has a list of licences, in small letters; others need a name."""
     if licence is None:
         return {}
-    if licence.startswith(OWN) or ' ' in licence:
-        return {'license': 'other', 'license_name': licence.removeprefix(OWN).lower().replace(' ', '-')}
-    return {'license': licence.lower()}
+    if licence.lower() in OF_THE_HUB:
+        return {'license': licence.lower()}
+    return {'license': 'other', 'license_name': licence.removeprefix(OWN).lower().replace(' ', '-')}

@@ -11,7 +11,7 @@ import pooch
 
 from mmvit.checkpoints.files import CONFIGS
 from mmvit.publishing.licences import NOT_STATED
-from mmvit.publishing.records import Record, task_of_metric
+from mmvit.publishing.records import NOT_RECORDED, Record, task_of_metric
 
 
 def write_metafile(
@@ -46,9 +46,6 @@ def metadata(weights: Path, record: Record, licence: str | None) -> dict[str, An
         'Parameters (M)': round(record.parameters / 1e6, 1),
         'Training Data': record.training and record.training.name,
         'Training Images': record.training and record.training.images,
-        'Classes': len(record.classes),
-        'Epochs': record.schedule.get('epochs'),
-        'Iterations': record.schedule.get('iterations'),
         'Weights License': licence or NOT_STATED,
         'Weights SHA256': pooch.file_hash(str(weights)),
     }
@@ -59,7 +56,7 @@ def results(record: Record) -> list[dict[str, Any]]:
     """The metrics of each task."""
     tasks = {name: task_of_metric(name, record.task) for name in record.metrics}
     by_task = groupby(sorted(tasks, key=tasks.__getitem__), key=tasks.__getitem__)
-    data = str(record.testing or 'not recorded')
+    data = str(record.testing or NOT_RECORDED)
     return [
         {'Task': task, 'Dataset': data, 'Metrics': {name: record.metrics[name] for name in names}}
         for task, names in by_task

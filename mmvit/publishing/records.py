@@ -14,10 +14,12 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
-from mmvit.environment import installed_versions
+from mmvit.publishing.settings import initial_weights, without_folders
 from mmvit.training.checkpoints import INTERRUPTED
 
+NOT_RECORDED = 'not recorded'
 TIMES = ('data_time', 'time', 'step')  # beside the metrics in a log
+TOOLS = ('openmim', 'setuptools')  # which compute nothing
 KEPT = ('epoch', 'iter', 'seed', 'mmengine_version', 'versions')  # of a checkpoint's meta
 HUB_TASKS = {  # OpenMMLab's names of the tasks, and those of the Hugging Face hub
     'Object Detection': 'object-detection',
@@ -29,7 +31,7 @@ HUB_TASKS = {  # OpenMMLab's names of the tasks, and those of the Hugging Face h
 
 @dataclass(frozen=True)
 class Data:
-    """A data set: its type, its annotations as the config names them, and its images (None if it is not here)."""
+    """A data set: its type, its annotations, and its images (None if it is not here)."""
 
     name: str
     annotations: str
@@ -56,7 +58,7 @@ class Record:
         training, testing: The data.
         schedule: {what: how}, in the order of a table.
         metrics: {name: value}, of the test data.
-        trained_with, published_with: {package: version}.
+        trained_with: {package: version}.
     """
 
     model: str
@@ -73,7 +75,6 @@ class Record:
     schedule: dict[str, Any]
     metrics: dict[str, float]
     trained_with: dict[str, str]
-    published_with: dict[str, str]
 
     @property
     def classes(self) -> list[str]:
@@ -112,10 +113,9 @@ def read_record(
         dataset_meta={**metainfo_of(config), **meta.get('dataset_meta', {})},
         training=training,
         testing=testing,
-        schedule=schedule_of(config, meta, 'ema_state_dict' in loaded),
+        schedule=schedule_of(config, meta, checkpoint, 'ema_state_dict' in loaded),
         metrics=read_results(results) if results else logged_metrics(config, checkpoint, meta, run),
-        trained_with=training_versions(meta, run),
-        published_with=without_tools(installed_versions()),
+        trained_with=training_versions(meta),
     )
 
 
@@ -146,14 +146,15 @@ def dataset_of(config: Config, loader: str) -> Data | None:
     if not settings:
         return None
     inner = unwrapped(settings)
+    kind = class_of(inner)
     try:
         with redirect_stdout(io.StringIO()):  # of pycocotools
             images = len(DATASETS.build(inner))
-    except (AssertionError, OSError):  # its files are elsewhere
+    except (AssertionError, OSError, ValueError, KeyError):  # its files are elsewhere, or broken
         images = None
     prefix = inner.get('data_prefix', {})
     annotations = inner.get('ann_file') or prefix.get('seg_map_path') or prefix.get('img_path') or ''
-    return Data(class_of(inner).__name__, str(annotations), images)
+    return Data(kind.__name__, str(without_folders(annotations)), images)
 
 
 def unwrapped(settings: Any) -> Any:
@@ -165,7 +166,9 @@ def class_of(settings: Any) -> type:
     if isinstance(settings.type, type):
         return settings.type
     with DATASETS.switch_scope_and_registry(None) as registry:  # of the config's default scope
-        return registry.get(settings.type)
+        if found := registry.get(settings.type):
+            return found
+        raise KeyError(f'{settings.type} is not in the {registry.name} registry')
 
 
 def metainfo_of(config: Config) -> dict[str, Any]:
@@ -177,22 +180,23 @@ def metainfo_of(config: Config) -> dict[str, Any]:
     return {key: value for key, value in {**known, **settings.get('metainfo', {})}.items() if key != 'dataset_type'}
 
 
-def schedule_of(config: Config, meta: Mapping[str, Any], is_averaged: bool) -> dict[str, Any]:
+def schedule_of(config: Config, meta: Mapping[str, Any], checkpoint: Path, is_averaged: bool) -> dict[str, Any]:
     """What the config and the checkpoint say of the training."""
     length = config.get('train_cfg') or {}
     wrapper = config.get('optim_wrapper') or {}
     optimizer = wrapper.get('optimizer', {})
-    began = (config.model.get('backbone', {}).get('init_cfg') or {}).get('checkpoint') or config.get('load_from')
+    began = [config.get('load_from'), *(file for *_, file in initial_weights(config.model))]
+    counts = [f'{key} {meta[key]}' for key in ('epoch', 'iter') if meta.get(key)] if is_dated(meta, checkpoint) else []
     rows = {
         'epochs': length.get('max_epochs'),
         'iterations': length.get('max_iters'),
-        'of this checkpoint': ', '.join(f'{key} {meta[key]}' for key in ('epoch', 'iter') if meta.get(key)),
+        'of this checkpoint': ', '.join(counts),
         'optimizer': optimizer.get('type'),
         'learning rate': optimizer.get('lr'),
         'weight decay': optimizer.get('weight_decay'),
         'images a step, for each GPU': (config.get('train_dataloader') or {}).get('batch_size'),
         'seed': meta.get('seed'),
-        'began with': Path(began).name if began else None,
+        'began with': ', '.join(Path(file).name for file in began if file),
         'weights': "averaged (mmengine's EMAHook)" if is_averaged else None,
     }
     return {what: how for what, how in rows.items() if how not in (None, '')}
@@ -205,13 +209,17 @@ def run_folder(checkpoint: Path, meta: Mapping[str, Any]) -> Path | None:
     return folder if folder and folder.is_dir() else None
 
 
+def is_dated(meta: Mapping[str, Any], checkpoint: Path) -> bool:
+    """Whether the epoch and iteration in a checkpoint are its own: FlexibleRunner may name a later epoch."""
+    return 'mmengine_version' in meta and checkpoint.name != INTERRUPTED
+
+
 def logged_metrics(config: Config, checkpoint: Path, meta: Mapping[str, Any], run: Path | None) -> dict[str, float]:
     """What the run measured when it saved the checkpoint; empty if it did not, or if the log does not tell when."""
     log = run and run / 'vis_data/scalars.json'
     by_epoch = config.get('default_hooks', {}).get('logger', {}).get('log_metric_by_epoch', True)
     is_of_epochs = bool((config.get('train_cfg') or {}).get('max_epochs'))
-    is_dated = 'mmengine_version' in meta and checkpoint.name != INTERRUPTED  # FlexibleRunner may name a later epoch
-    if not log or not log.is_file() or by_epoch != is_of_epochs or not is_dated:
+    if not log or not log.is_file() or by_epoch != is_of_epochs or not is_dated(meta, checkpoint):
         return {}
     step = meta.get('epoch' if by_epoch else 'iter')
     lines = [line for line in validations(log) if line['step'] == step]
@@ -221,7 +229,10 @@ def logged_metrics(config: Config, checkpoint: Path, meta: Mapping[str, Any], ru
 def validations(log: Path) -> Iterator[dict[str, Any]]:
     """The lines of a log that are of a validation: a training's have a loss."""
     for text in log.read_text().splitlines():
-        line = json.loads(text)
+        try:
+            line = json.loads(text)
+        except ValueError:  # the training was killed while it wrote
+            continue
         if 'step' in line and not any('loss' in key for key in line):
             yield line
 
@@ -247,16 +258,7 @@ def metrics_in(line: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def training_versions(meta: Mapping[str, Any], run: Path | None) -> dict[str, str]:
-    """The packages' versions that the checkpoint names, or else those in the log."""
-    if 'versions' in meta:
-        return without_tools(meta['versions'])
-    log = run and next(run.glob('*.log'), None)
-    found = re.findall(r'^ +(PyTorch|TorchVision): (\S+)$', log.read_text(), re.MULTILINE) if log else []
-    versions = {name.lower().removeprefix('py'): number for name, number in found}
-    return versions | ({'mmengine': meta['mmengine_version']} if 'mmengine_version' in meta else {})
-
-
-def without_tools(versions: Mapping[str, str]) -> dict[str, str]:
-    """The versions without those of packages that compute nothing."""
-    return {name: number for name, number in versions.items() if name not in ('openmim', 'setuptools')}
+def training_versions(meta: Mapping[str, Any]) -> dict[str, str]:
+    """The packages' versions that the checkpoint names."""
+    found = meta.get('versions') or {'mmengine': meta.get('mmengine_version')}
+    return {name: number for name, number in found.items() if number and name not in TOOLS}

@@ -222,7 +222,7 @@ def test_compiled_equals_eager(family, backend, size):
 # On a CPU, PyTorch takes another convolution for maps of less than 20480 numbers: that makes another program.
 @pytest.mark.slow
 def test_one_program_serves_all_sizes(family):
-    """Without a graph break. No size fits RegionViT's windows: where rows or columns do, there is another program."""
+    """Without a graph break. The rows of the last one fit RegionViT's windows, those of the others do not."""
     model = family.build(arch=family.shallow).eval()
     programs = []
     torch._dynamo.reset()
@@ -230,7 +230,7 @@ def test_one_program_serves_all_sizes(family):
         model, fullgraph=True, dynamic=True, backend=lambda program, _: programs.append(program) or program
     )
     with torch.no_grad():
-        for size in [(402, 514), (418, 530), (514, 402)]:
+        for size in [(402, 514), (418, 530), (512, 402)]:
             x = images(1, 3, *size)
             for a, b in zip(model(x), compiled(x), strict=True):
                 torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)

@@ -170,7 +170,7 @@ def test_config_of_a_detector_has_the_data_and_its_classes(coco, head, backbone,
     assert max(item['inputs'].shape[1:]) <= 96
     assert ('masks' in item['data_samples'].gt_instances) == (head in MASKS)
     recipe = Config.fromfile(CONFIGS / f'{head}_{backbone}.py')
-    rate = recipe.optim_wrapper.optimizer.lr * 4 / recipe.auto_scale_lr.base_batch_size
+    rate = 16 * recipe.optim_wrapper.optimizer.lr * 4 / recipe.auto_scale_lr.base_batch_size
     assert config.optim_wrapper.optimizer.lr == pytest.approx(rate, rel=1e-2)
     for picture in ('labelled.png', 'sizes.png'):
         assert Image.open(tmp_path / 'out' / picture).width > 100

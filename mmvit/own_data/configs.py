@@ -15,6 +15,7 @@ from mmvit.own_data.weights import Use
 BOXES = ('retinanet', 'atss', 'deformable_detr', 'dino')
 MASKS = ('maskrcnn', 'cascade_maskrcnn')
 SEMANTIC = ('fpn', 'segformer', 'upernet')
+FROM_RANDOM = 16  # the learning rates of the recipes are for pretrained weights; random ones need larger steps
 STEPS = 3000  # a training takes about so many, in 12 to 100 passes over the images
 
 SHARED = """\
@@ -25,7 +26,7 @@ scale = ({long}, {short})  # longer and shorter side, in pixels
 """
 RATE = """\
 # {images} training images, {batch} a step, {epochs} times: {steps} steps. The recipe has {base_batch} images a step,
-# and {batch}/{base_batch} of its learning rate is taken.
+# and {batch}/{base_batch} of its learning rate is taken{times}.
 optim_wrapper = dict(optimizer=dict(lr={rate:.3g}))
 auto_scale_lr = dict(base_batch_size={batch})
 """
@@ -172,7 +173,8 @@ def shared(project: Project, classes: Sequence[str], images: int) -> dict[str, o
         epochs=epochs,
         steps=each * epochs,
         warmup=min(1000, each * epochs // 10),
-        rate=recipe.optim_wrapper.optimizer.lr * batch / base_batch,
+        rate=recipe.optim_wrapper.optimizer.lr * batch / base_batch * (1 if project.weights else FROM_RANDOM),
+        times='' if project.weights else f', times {FROM_RANDOM} since all weights begin at random',
     )
 
 

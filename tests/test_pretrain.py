@@ -79,13 +79,22 @@ def test_wrong_method(photographs, tmp_path, monkeypatch):
     assert not (tmp_path / 'run').exists()
 
 
+@pytest.fixture
+def interrupts():
+    """A shell lets its background jobs ignore Ctrl-C, and they hand this on to what they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
 @pytest.mark.lane
+@pytest.mark.usefixtures('interrupts')
 @pytest.mark.skipif(not importlib.util.find_spec('lightly_train'), reason='needs the extra pretrain, see lane newest')
 def test_detector_begins_with_what_a_stopped_run_learned(photographs, tmp_path):
     """Ctrl-C after an epoch, and --resume."""
     out = tmp_path / 'run'
-    command = (TOOL, photographs, '--model', MODEL, '--out', out, '--batch-size', 4, '--size', 64, '--epochs', 3)
+    command = (TOOL, photographs, '--model', MODEL, '--out', out, '--batch-size', 4, '--size', 64, '--epochs', 6)
     words = [sys.executable, *map(str, command)]
     with subprocess.Popen(words, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         output = ''

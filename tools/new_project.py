@@ -77,9 +77,12 @@ def write_project(args: argparse.Namespace) -> None:
         raise ValueError('\n'.join([f'mend {len(problems)} problems of the data first', *problems]))
     counts = f'{len(labels.entries)} images, {len(labels.classes)} classes, {labels.counts.total()} labels'
     report = [counts, *find_gaps(args.images, labels), *describe_weights(project)]
-    write = write_segmenter if semantic else write_detector
-    files, advice = write(project, labels, kind, args.val)
-    report += advice
+    if semantic:
+        files = write_segmenter(project, labels, args.val)
+    else:
+        content = labels.content or as_coco(images, labelled, kind)
+        files, advice = write_detector(project, content, args.val)
+        report += advice
     (project.out / 'check.txt').write_text('\n'.join([*report, '']))
     print('\n'.join([*report, *(str(args.out / name) for name in ('check.txt', *files))]))
     print(f'Train: mim train {"mmseg" if semantic else "mmdet"} {args.out / "config.py"}')
@@ -120,9 +123,8 @@ def describe_weights(project: Project) -> list[str]:
     return [f'the backbone begins with {project.weights}, the head with random weights'] if project.weights else []
 
 
-def write_detector(project: Project, labels: Labels, kind: str, val: float) -> tuple[list[str], list[str]]:
-    """The names of the files, and advice."""
-    content = labels.content or as_coco(project.folder, project.labels, kind)
+def write_detector(project: Project, content: dict, val: float) -> tuple[list[str], list[str]]:
+    """The names of the files, and advice. ``content`` are the labels in the format of COCO."""
     if project.head in MASKS and not all(item.get('segmentation') for item in content['annotations']):
         raise ValueError(f'{project.head} learns masks, and there are boxes without: take --head {BOXES[0]}')
     parts = split_coco(content, val)
@@ -138,8 +140,8 @@ def write_detector(project: Project, labels: Labels, kind: str, val: float) -> t
     return ['config.py', 'train.json', 'val.json', 'labelled.png', 'sizes.png'], advise(sizes, project.size)
 
 
-def write_segmenter(project: Project, labels: Labels, kind: str, val: float) -> tuple[list[str], list[str]]:
-    """As ``write_detector``."""
+def write_segmenter(project: Project, labels: Labels, val: float) -> list[str]:
+    """The names of the files."""
     parts = split_masks(labels, val)
     names = [entry.image for entry in labels.entries]
     text = segmentation_config(project, labels.classes, len(parts['train']), Path(names[0]).suffix)
@@ -148,7 +150,7 @@ def write_segmenter(project: Project, labels: Labels, kind: str, val: float) -> 
         (project.out / f'{name}.txt').write_text('\n'.join([*part, '']))
     (project.out / 'config.py').write_text(text)
     draw_masks(project.folder, project.labels, names, labels.classes, project.out / 'labelled.png')
-    return ['config.py', 'train.txt', 'val.txt', 'labelled.png'], []
+    return ['config.py', 'train.txt', 'val.txt', 'labelled.png']
 
 
 if __name__ == '__main__':

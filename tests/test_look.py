@@ -11,6 +11,7 @@ import torch
 from commands import run_here
 from families import FAMILIES, Family
 from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
 from mmvit.looking import look, over_image, stage_maps
@@ -221,8 +222,8 @@ def test_photograph_is_turned_upright(tmp_path):
 def test_command_takes_a_config_and_its_weights(photo, tmp_path, monkeypatch, capsys):
     config = Config.fromfile('configs/maskrcnn_mpvit_t_digits.py')
     torch.manual_seed(0)
-    tool.init_default_scope('mmdet')
-    model = tool.MODELS.build(config.model)
+    init_default_scope('mmdet')
+    model = MODELS.build(config.model)
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'model.pth')
     options = ('--config', 'configs/maskrcnn_mpvit_t_digits.py', '--out', tmp_path / 'a')
     run_here(monkeypatch, TOOL, photo, *options, '--checkpoint', tmp_path / 'model.pth')
@@ -239,7 +240,7 @@ def test_the_network_gets_what_its_preprocessor_makes(is_rgb, photo, tmp_path):
     pixels = np.asarray(Image.open(photo).convert('RGB'))
     height, width = pixels.shape[:2]
     bgr = torch.from_numpy(pixels[..., ::-1].copy()).permute(2, 0, 1)
-    expected = tool.MODELS.build(config.model.data_preprocessor)({'inputs': [bgr]})['inputs'][..., :height, :width]
+    expected = MODELS.build(config.model.data_preprocessor)({'inputs': [bgr]})['inputs'][..., :height, :width]
     torch.testing.assert_close(normalise(pixels), expected)
 
 

@@ -24,6 +24,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from mmengine.config import Config
 
+from mmvit.commands import ending
 from mmvit.predicting import Predictor
 from mmvit.predicting.inputs import data_of_config, find_sources
 from mmvit.predicting.results import annotation_file, coco_results, find_categories, image_paths
@@ -45,13 +46,8 @@ FONT, THIN, THICK = 7, 0.8, 2.0  # points
 
 def main() -> None:
     args = parse_args()
-    try:
+    with ending():
         write(args)
-    except KeyboardInterrupt as error:
-        print(str(error) or 'stopped', file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, RuntimeError, OSError, ImportError) as error:
-        sys.exit(f'error: {error}')
 
 
 def parse_args() -> argparse.Namespace:

@@ -18,14 +18,12 @@ import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from mmengine.config import Config
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, init_default_scope
 from mmengine.visualization import Visualizer
 from PIL import Image, ImageOps, UnidentifiedImageError
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from mmvit.checkpoints.trained import load_trained
+from mmvit.checkpoints.trained import build_model, load_trained, mean_and_std
 from mmvit.looking import View, look, over_image, stage_maps
 from mmvit.models.base import Backbone
 from mmvit.models.families import FAMILIES
@@ -33,7 +31,6 @@ from mmvit.models.families import FAMILIES
 TILE = 400  # pixels of a panel's longer side, at least
 DPI = 150
 ALPHA = 0.6  # of a map over the photograph
-NOT_NORMALISED = (('mean', np.zeros(3)), ('std', np.ones(3)))
 LETTERS = dict(tiny='t', xsmall='xs', small='s', medium='m', base='b')
 BACKBONES = {
     f'{family.family_name}_{name}': (family, arch)
@@ -120,14 +117,12 @@ def load(args: argparse.Namespace) -> tuple[Backbone, Callable[[np.ndarray], Ten
         return load_backbone(args.backbone, args.checkpoint)
     config = Config.fromfile(args.config)
     if args.checkpoint is None:
-        init_default_scope(config.get('default_scope'))
-        model: Any = revert_sync_batchnorm(MODELS.build(config.model)).eval()
+        model: Any = build_model(config)
     else:
         model = load_trained(config, args.checkpoint)[0]
     if not isinstance(model.backbone, Backbone):
         raise ValueError(f'the backbone of {args.config} is {type(model.backbone).__name__}, and not of mmvit')
-    found = dict(model.data_preprocessor.named_buffers())  # none if the images are not normalised
-    mean, std = (found[name].flatten().numpy() if name in found else default for name, default in NOT_NORMALISED)
+    mean, std = (values.numpy() for values in mean_and_std(model))
     is_rgb = config.model.data_preprocessor.get('bgr_to_rgb', False)
     return model.backbone, partial(normalised, mean=mean, std=std, is_rgb=is_rgb)
 

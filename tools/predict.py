@@ -7,7 +7,6 @@ docs/predict.md says what is written. Without inputs it takes images of the conf
 """
 
 import argparse
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import torch
 from mmengine.config import Config
 from torchvision.utils import make_grid
 
+from mmvit.commands import ending
 from mmvit.deploy.runtime import IMAGES
 from mmvit.predicting import Predictor
 from mmvit.predicting.inputs import data_of_config, find_sources
@@ -27,13 +27,8 @@ TILE = 384  # pixels of the longer side of an image on a sheet
 
 def main() -> None:
     args = parse_args()
-    try:
+    with ending():
         print(write(args))
-    except KeyboardInterrupt as error:
-        print(str(error) or 'stopped', file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, RuntimeError, OSError, ImportError) as error:
-        sys.exit(f'error: {error}')
 
 
 def parse_args() -> argparse.Namespace:

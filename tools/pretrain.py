@@ -8,13 +8,13 @@ images are normalised as the model asks. lightly-train is under AGPL-3.0 and com
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import timm
 
 import mmvit  # noqa: F401  (registers its models with timm, where lightly-train finds them)
+from mmvit.commands import ending
 from mmvit.deploy.runtime import IMAGES
 
 MISSING = "it needs lightly-train, which is under AGPL-3.0: pip install 'mmvit[pretrain]'"
@@ -24,14 +24,9 @@ EXPORTED = Path('exported_models', 'exported_last.pt')
 
 def main() -> None:
     args = parse_args()
-    try:
+    with ending():
         check(args)
         print(f'to begin with: --weights {pretrain(args)}')
-    except KeyboardInterrupt as error:
-        print(str(error) or 'stopped', file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, RuntimeError, OSError, ImportError) as error:
-        sys.exit(f'error: {error}')
 
 
 def parse_args() -> argparse.Namespace:

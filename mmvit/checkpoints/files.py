@@ -100,7 +100,7 @@ def _downloaded(address: str, sha256: str | None) -> Path:
 
 
 def _hash_in_name(source: str) -> str | None:
-    """The first 8 digits of the sha256 at the end of a name, as mmengine writes them. Those of a date are none."""
+    """The first 8 digits of the sha256 at the end of a name, as mmengine writes them, and no date."""
     match = re.search(r'-(?!20\d\d[01]\d[0-3]\d)([0-9a-f]{8})\.\w+(\?.*)?$', source)
     return match and match[1]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
-from torch import nn
+from torch import Tensor, nn
 
 from mmvit.checkpoints.files import read_checkpoint
 
@@ -38,3 +39,13 @@ def build_model(config: Config) -> nn.Module:
     model = revert_sync_batchnorm(MODELS.build(config.model))
     model.cfg = config
     return model.eval()
+
+
+def mean_and_std(model: Any) -> tuple[Tensor, Tensor]:
+    """Of each channel of images from 0 to 255. Zeros and ones if the model does not normalise."""
+    found = dict(model.data_preprocessor.named_buffers())
+    channels = model.backbone.in_channels
+    return (
+        found.get('mean', torch.zeros(channels)).flatten(),
+        found.get('std', torch.ones(channels)).flatten(),
+    )

@@ -106,7 +106,7 @@ def to_windows(regional: Tensor, local: Tensor, window: int) -> Tensor:
 def to_maps(windows: Tensor, size: tuple[int, int], window: int) -> tuple[Tensor, Tensor]:
     """Windows back to the regional map and the local map of this size."""
     local = rearrange(windows[:, :, :, 1:], 'h w b (y x) c -> b (h y) (w x) c', y=window)
-    # A padding below zero. Of a slice torch.export would ask whether it is contiguous; sizes differ in the answer.
+    # A padding below zero cuts off. With a slice, a program of torch.export would not take all image sizes.
     local = F.pad(local, (0, 0, 0, size[1] - local.shape[2], 0, size[0] - local.shape[1]))
     return rearrange(windows[:, :, :, 0], 'h w b c -> b c h w'), rearrange(local, 'b h w c -> b c h w')
 

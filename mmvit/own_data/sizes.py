@@ -46,7 +46,7 @@ def find_anchors(model: Config) -> tuple[list[float], list[float]]:
 
 
 def advise(sizes: Sizes, side: tuple[int, int]) -> list[str]:
-    """A sentence if more than a tenth of the objects are too small for a detector, or too large, or if both is so.
+    """A sentence if more than a tenth of the objects are too small for a detector, or too large, or both.
 
     A detector that matches by overlap has no anchor like an object that is smaller than the smallest or larger than
     the largest. The others need objects as large as their smallest stride.

@@ -10,6 +10,7 @@ import timm
 from mmengine.config import Config
 from timm.models import save_for_hf
 
+from mmvit.checkpoints.trained import mean_and_std
 from mmvit.classifiers import DEFAULT_CFG
 from mmvit.models.base import Backbone
 
@@ -18,7 +19,6 @@ NOT_OPTIONS = {
     *('type', 'arch', 'out_indices', 'in_channels', 'init_cfg'),
     *('frozen_stages', 'drop_path_rate', 'norm_eval', 'with_cp'),
 }
-NOT_NORMALISED = (('mean', 0.0), ('std', 1.0))
 
 
 def why_not_in_timm(model: Any) -> str:
@@ -68,11 +68,7 @@ def arch_name(backbone: Backbone) -> str | None:
 
 def normalisation(model: Any) -> dict[str, tuple[float, ...]]:
     """Means and deviations of a model's images, for pixels of 0 to 1."""
-    found = dict(model.data_preprocessor.named_buffers())  # none if the images are not normalised
-    channels = model.backbone.in_channels
     return {
-        name: tuple(round(value / 255, 6) for value in found[name].flatten().tolist())
-        if name in found
-        else (round(default / 255, 6),) * channels
-        for name, default in NOT_NORMALISED
+        name: tuple(round(value / 255, 6) for value in values.tolist())
+        for name, values in zip(('mean', 'std'), mean_and_std(model), strict=True)
     }

@@ -1,8 +1,10 @@
-"""How a command of tools ends."""
+"""What the commands of tools share: how they end, and where they may write."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 @contextmanager
@@ -15,3 +17,12 @@ def ending() -> Iterator[None]:
         sys.exit(130)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         sys.exit(f'error: {error}')
+
+
+def check_folder(out: Path) -> None:
+    """Raises ValueError if there is no such folder and it cannot be made, or nothing can be written into it."""
+    there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f'results cannot be written into {out}: {there} is a file')
+    if not os.access(there, os.W_OK):
+        raise ValueError(f'results cannot be written into {out}: {there} is write-protected')

@@ -11,13 +11,13 @@ A training begins with random weights, or with those of --weights.
 
 import argparse
 import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 from mmengine.config import Config
 
+from mmvit.commands import check_folder
 from mmvit.deploy.runtime import IMAGES
 from mmvit.own_data.check import find_gaps, find_problems
 from mmvit.own_data.configs import BOXES, MASKS, SEMANTIC, Project, detection_config, segmentation_config
@@ -96,9 +96,7 @@ def check_folders(images: Path, labels: Path, out: Path) -> None:
         raise ValueError(f'{labels} is not there: mend --labels')
     if labels.is_dir() and not list_images(images):
         raise ValueError(f'{images} has no images ({", ".join(IMAGES)}): give the folder that they lie in')
-    there = next(path for path in (out.resolve(), *out.resolve().parents) if path.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise ValueError(f'--out {out} cannot be written to, for {there} is a file or write-protected: give another')
+    check_folder(out)
 
 
 def check_options(project: Project, kind: str, val: float) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
+from mmvit.commands import check_folder
 from mmvit.deploy.runtime import IMAGES, VIDEOS
 
 Input = str | Path | np.ndarray
@@ -113,11 +113,7 @@ def check_array(image: np.ndarray) -> None:
 
 def check_out(out: Path, sources: Sequence[Source]) -> None:
     """Raises ValueError if the folder cannot be made, or a drawn picture would be written over its image."""
-    there = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise ValueError(f'results are written into a folder, and {there} is a file')
-    if not os.access(there, os.W_OK):
-        raise ValueError(f'results cannot be written into {out}: {there} is write-protected')
+    check_folder(out)
     paths = (source.content for source in sources if isinstance(source.content, str))
     if any(not has_scheme(path) and Path(path).resolve().parent == out.resolve() for path in paths):
         raise ValueError(f'results in {out} would overwrite the inputs there: take another folder')

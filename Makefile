@@ -111,8 +111,8 @@ docs: $(READY)
 
 # Resolve the pins anew (pyproject.toml says which are held, and why).
 pins: $(READY)
-	$(BIN)/uv pip compile pyproject.toml --extra det --extra seg --extra dev --extra docs --group pinned --upgrade \
-	    --universal --python-version 3.10 --no-emit-index-url --no-header --quiet -o requirements.txt
+	$(BIN)/uv pip compile pyproject.toml --extra det --extra seg --extra openvino --extra dev --extra docs --group pinned \
+	    --upgrade --universal --python-version 3.10 --no-emit-index-url --no-header --quiet -o requirements.txt
 
 data/digits/annotations/instances_val.json: tools/make_digits.py | $(READY)
 	$(BIN)/python tools/make_digits.py data/digits

@@ -1,9 +1,11 @@
 """Export to ONNX: through the command and the function, each kind of model, and what is refused."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -245,6 +247,39 @@ def test_integers_are_for_products_with_weights(small_sizes, tmp_path):
     assert files[0].metadata == files[1].metadata
     found = evaluation.agreement(*files, images)
     assert 0.9 < found < 1
+
+
+@pytest.mark.slow
+def test_openvino_s_own_format(small_sizes, tmp_path):
+    pytest.importorskip('nncf', reason="needs the extra 'openvino'")
+    images = [proof.made_image(*size) for size in SMALL_SIZES]
+    nowhere = {'test_dataloader.dataset.data_root': str(tmp_path)}
+    model = build('upernet_mpvit_t_digits', small=True, **nowhere)
+    export(model, tmp_path / 'float.onnx')
+    smaller.to_openvino(tmp_path / 'float.onnx', half=True)
+    lines = export(model, tmp_path / 'int8.xml', calibration=images)
+    assert re.search(r'MB and .* MB: 9.* in common on 2 images', lines[-2])
+    files = [Model(tmp_path / name) for name in ('float.onnx', 'float.xml', 'int8.xml')]
+    assert files[0].metadata == files[1].metadata == files[2].metadata
+    assert evaluation.agreement(files[0], files[1], images) > 0.99
+    assert 0.9 < evaluation.agreement(files[0], files[2], [*images, proof.made_image(50, 120)]) < 1
+    sizes = [(tmp_path / name).stat().st_size for name in ('float.onnx', 'float.bin', 'int8.bin')]
+    assert 0.4 < sizes[1] / sizes[0] < 0.55
+    assert sizes[2] < 0.4 * sizes[0]
+
+
+@pytest.mark.parametrize(
+    ('name', 'missing', 'error', 'message'),
+    [
+        ('model.pt', '', ValueError, 'must end in .onnx or .xml, not model.pt'),
+        ('model.onnx', 'onnx', ImportError, r"model.onnx needs onnx: pip install 'mmvit\[deploy\]'"),
+        ('model.xml', 'nncf', ImportError, r"model.xml needs .*nncf: pip install 'mmvit\[openvino\]'"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_first(name, missing, error, message, monkeypatch):
+    monkeypatch.setattr(exporter, 'find_spec', lambda package: None if package == missing else find_spec(package))
+    with pytest.raises(error, match=message):
+        exporter.check_target(Path(name), integers=True)
 
 
 def test_half_takes_half_the_room(mask_rcnn):

@@ -381,7 +381,7 @@ def test_no_such_model(tmp_path):
 
 
 def test_a_file_that_is_no_model(engine, photo):
-    with pytest.raises(ValueError, match=f'photo.png is not an ONNX file that {engine} can run'):
+    with pytest.raises(ValueError, match=f'photo.png is not a model that {engine} can run'):
         Model(photo, engine)
 
 

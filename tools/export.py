@@ -14,14 +14,14 @@ import numpy as np
 from mmengine.config import Config
 
 from mmvit.checkpoints.trained import load_trained
-from mmvit.deploy.exporter import check_packages, export
+from mmvit.deploy.exporter import check_target, export
 from mmvit.deploy.runtime import IMAGES, read_image
 
 
 def main() -> None:
     args = parse_args()
     try:
-        check_packages()
+        check_target(args.out, integers=args.int8 is not None)
         images, calibration = (read_images(folder) for folder in (args.images, args.int8))
         config = Config.fromfile(args.config)
         model, meta = load_trained(config, args.checkpoint)
@@ -36,7 +36,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config')
     parser.add_argument('checkpoint', help='path or address of the trained model')
-    parser.add_argument('-o', '--out', default='model.onnx', help='the file (default: %(default)s)')
+    parser.add_argument(
+        '-o', '--out', type=Path, default=Path('model.onnx'), help="*.onnx, or OpenVINO's *.xml (default: %(default)s)"
+    )
     parser.add_argument('--logits', action='store_true', help='a segmenter returns its logits too')
     parser.add_argument('--images', type=Path, help='folder of images for the proof, beside made ones')
     parser.add_argument('--half', action='store_true', help='store the weights in 16 bits: half the size')

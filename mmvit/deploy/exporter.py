@@ -31,7 +31,11 @@ from mmvit.deploy.graphs import Features, Segmenter, graph_of
 OPSET = 17  # the first with LayerNormalization
 EXAMPLE = (480, 640)  # height and width: every window of every network has neighbours
 TASKS = {('classes',): 'semantic', ('classes', 'logits'): 'semantic', ('boxes', 'scores', 'labels'): 'detection'}
-NEEDED = ('onnx', 'onnxruntime')
+# For each format the extra of mmvit that it needs, and what this extra has. Integers in OpenVINO's need NNCF, too.
+PACKAGES = {
+    '.onnx': ('deploy', ['onnx', 'onnxruntime']),
+    '.xml': ('openvino', ['onnx', 'onnxruntime', 'openvino']),
+}
 OLDEST_TORCH = '2.13'  # 2.1 writes files that onnxruntime refuses; what lies between was not tried
 
 
@@ -50,13 +54,13 @@ def export(
 ) -> None:
     """Write a model as an ONNX file, after showing that it gives what the model gives.
 
-    The proof is of the file in float32. With ``half`` or ``calibration`` a smaller one is made of it, and ``log`` takes
-    the accuracy of both.
+    The proof is of an ONNX file in float32. With ``half``, ``calibration`` or a ``path`` in OpenVINO's format another
+    one is made of it, and ``log`` takes the accuracy of both.
 
     Args:
         model: One of mmvit's backbones, or a RetinaNet, Faster, Mask or Cascade R-CNN of mmdet, or an EncoderDecoder of
             mmseg.
-        path: The file, ``*.onnx``.
+        path: The file, ``*.onnx``, or ``*.xml`` in OpenVINO's format, whose weights lie beside it in ``*.bin``.
         config: Of the model: its test pipeline and its text go into the file. The default is ``model.cfg``. A backbone
             needs none.
         classes: Names of the classes. The default is what the config's test data say, or else numbers.
@@ -73,12 +77,10 @@ def export(
         ValueError: The model is of a kind that cannot be exported.
         RuntimeError: The file gives something else than the model. Nothing is written.
     """
-    check_packages()
+    path = Path(path)
+    check_target(path, integers=bool(calibration))
     from mmvit.deploy import proof  # noqa: PLC0415  it needs onnxruntime
 
-    path = Path(path)
-    if path.suffix != '.onnx':
-        raise ValueError(f'the name of the file must end in .onnx, not {path.name}')
     graph: Any = graph_of(model, with_logits)
     config = config or getattr(model, 'cfg', None)
     metadata = describe(model, graph, config, classes, palette)
@@ -86,8 +88,8 @@ def export(
         raise ValueError('8-bit integers are for detectors and segmenters: a bare backbone has no images of its own')
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix='.export-') as folder:
-        file = Path(folder) / path.name
-        log(f'recording {type(model).__name__}')
+        file = Path(folder) / path.with_suffix('.onnx').name
+        log(f'recording {type(model).__name__}, opset {OPSET}')
         write(graph, file, metadata)
         found = proof.prove(model, file, images, log)
         if 'boxes' in graph.outputs and found < proof.ENOUGH:
@@ -95,44 +97,74 @@ def export(
             model = proof.lenient(model)
             write(graph_of(model), file.with_stem('lenient'), metadata)
             proof.prove(model, file.with_stem('lenient'), images, log)
-        if half or calibration:
-            file = make_smaller(file, config, half, calibration, log)
-        file.replace(path)
-    log(f'{path}: {path.stat().st_size / 1e6:.1f} MB, opset {OPSET}')
+        for_openvino = path.suffix == '.xml'
+        if half or calibration or for_openvino:
+            file = another_form(file, for_openvino, config, half, calibration, log)
+        size = move(file, path)
+    log(f'{path}: {size / 1e6:.1f} MB')
 
 
-def make_smaller(
-    file: Path, config: Config | None, half: bool, calibration: Sequence[np.ndarray], log: Callable[[str], None]
+def another_form(
+    file: Path,
+    for_openvino: bool,
+    config: Config | None,
+    half: bool,
+    calibration: Sequence[np.ndarray],
+    log: Callable[[str], None],
 ) -> Path:
-    """A smaller file beside a proven one. ``log`` takes what it costs."""
+    """A smaller file beside a proven one, or one in OpenVINO's format. ``log`` takes what it costs."""
     from mmvit.deploy import evaluation, smaller  # noqa: PLC0415  they need onnx and onnxruntime
 
     made = file
     if calibration:
         log(f'8-bit integers, by {len(calibration)} images')
-        made = smaller.quantise(made, calibration)
     if half:
         log('weights in 16 bits')
-        made = smaller.halve(made)
+    if for_openvino:
+        made = smaller.to_openvino(made, calibration, half)
+    else:
+        made = smaller.quantise(made, calibration) if calibration else made
+        made = smaller.halve(made) if half else made
     if config is not None:
         evaluation.compare(file, made, config, calibration, log)
     return made
 
 
-def check_packages() -> None:
-    """Raise ImportError, with the cure, if a package that exporting needs is missing or too old."""
+def parts(path: Path) -> list[Path]:
+    """The files that a model consists of. The last one is what an engine opens."""
+    return [path.with_suffix('.bin'), path] if path.suffix == '.xml' else [path]
+
+
+def move(model: Path, path: Path) -> int:
+    """Give a finished model its name. Returns its bytes."""
+    for made, target in zip(parts(model), parts(path), strict=True):
+        made.replace(target)
+    return sum(part.stat().st_size for part in parts(path))
+
+
+def check_target(path: Path, integers: bool) -> None:
+    """Check that a file of this name can be written here.
+
+    Raises:
+        ImportError: A package is missing or too old.
+        ValueError: The name ends in no known format.
+    """
+    if path.suffix not in PACKAGES:
+        raise ValueError(f'the name of the file must end in {" or ".join(PACKAGES)}, not {path.name}')
     if torch.__version__ < OLDEST_TORCH:
         raise ImportError(f'export needs PyTorch {OLDEST_TORCH} or later, not {torch.__version__}: upgrade it')
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise ImportError(f"export needs {' and '.join(missing)}: pip install 'mmvit[deploy]'")
+    extra, packages = PACKAGES[path.suffix]
+    needed = [*packages, 'nncf'] if integers and extra == 'openvino' else packages
+    if missing := [name for name in needed if find_spec(name) is None]:
+        raise ImportError(f"{path.name} needs {' and '.join(missing)}: pip install 'mmvit[{extra}]'")
 
 
-def write(graph: Any, path: Path, metadata: Mapping[str, Any]) -> None:
-    """Record a graph into an ONNX file with open sizes, and put the metadata in."""
+def write(graph: Any, path: Path, metadata: Mapping[str, Any], size: tuple[int, int] = EXAMPLE) -> None:
+    """Record a graph into an ONNX file with open sizes, by an image of this size, and put the metadata in."""
     import onnx  # noqa: PLC0415  an extra
 
     batch = 2 if has_open_batch(graph) else 1
-    image = torch.rand(batch, input_channels(graph), *EXAMPLE) * 255
+    image = torch.rand(batch, input_channels(graph), *size) * 255
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of the tracer, on each branch over a size; the proof is what counts
         logging.getLogger('torch.onnx').setLevel(logging.ERROR)

@@ -48,11 +48,12 @@ class Result:
 
 
 class Model:
-    """A detector or segmenter in an ONNX file.
+    """A detector or segmenter in an ONNX file, or in OpenVINO's format.
 
     Args:
-        path: The file.
-        engine: What computes, on the CPU: ``'onnxruntime'`` or ``'openvino'``.
+        path: The file, ``*.onnx`` or ``*.xml``.
+        engine: What computes, on the CPU: ``'onnxruntime'`` or ``'openvino'``. None: OpenVINO for ``*.xml``,
+            onnxruntime for the others.
         threads: How many threads compute. None: as many as the engine likes.
         precision: What OpenVINO computes in: ``'f32'``, ``'bf16'`` or ``'f16'``.
 
@@ -63,8 +64,9 @@ class Model:
     """
 
     def __init__(
-        self, path: str | Path, engine: str = 'onnxruntime', threads: int | None = None, precision: str = 'f32'
+        self, path: str | Path, engine: str | None = None, threads: int | None = None, precision: str = 'f32'
     ) -> None:
+        engine = engine or ('openvino' if Path(path).suffix == '.xml' else 'onnxruntime')
         if engine not in ENGINES:
             raise ValueError(f'engine {engine!r} is unknown: take {" or ".join(ENGINES)}')
         if not Path(path).is_file():
@@ -76,7 +78,7 @@ class Model:
         except ValueError:  # of the precision
             raise
         except Exception as error:  # each engine has its own kinds
-            raise ValueError(f'{path} is not an ONNX file that {engine} can run: {error}') from error
+            raise ValueError(f'{path} is not a model that {engine} can run: {error}') from error
         if metadata is None:
             raise ValueError(f'{path} does not say how to use it (its metadata lack mmvit): export it by mmvit')
         self.metadata: dict[str, Any] = json.loads(metadata)
@@ -338,11 +340,11 @@ def main() -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('model', help='the ONNX file')
+    parser.add_argument('model', help="the file, *.onnx or OpenVINO's *.xml")
     parser.add_argument('input', type=Path, help='an image, a folder of images or a video')
     parser.add_argument('--out', type=Path, default=Path('predictions'), help='folder (default: %(default)s)')
     parser.add_argument('--score', type=float, default=0.5, help='least score that is drawn (default: %(default)s)')
-    parser.add_argument('--engine', choices=ENGINES, default='onnxruntime')
+    parser.add_argument('--engine', choices=ENGINES, help='default: openvino for *.xml, onnxruntime for the others')
     parser.add_argument('--precision', choices=PRECISIONS, default='f32', help='that OpenVINO computes in')
     parser.add_argument('--threads', type=int, help='how many compute (default: as many as the engine likes)')
     return parser.parse_args()

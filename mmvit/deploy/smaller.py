@@ -1,14 +1,15 @@
-"""Smaller forms of an exported file: weights in 16 bits, or 8-bit integers.
+"""Other forms of an exported file: weights in 16 bits, 8-bit integers, OpenVINO's own format.
 
-Both are ONNX files like the one that they are made from: same inputs, outputs and metadata, standard operators.
+Each has the inputs, outputs and metadata of the file that it is made from.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def quantise(source: Path, images: Iterable[np.ndarray]) -> Path:
     """A file beside this one whose convolutions, and products with weights, compute in 8-bit integers.
 
     Between them everything stays float: norms, softmax, attention's products of two activations, and what makes boxes.
+    onnxruntime rounds as the file says. OpenVINO rounds elsewhere, and loses more: ``to_openvino`` is for it.
 
     Args:
         source: The exported file.
@@ -69,7 +71,7 @@ def quantise(source: Path, images: Iterable[np.ndarray]) -> Path:
         quantize_static(
             source,
             target,
-            Images(metadata_of(model).get('resize'), images),
+            Images(inputs(model, images)),
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -92,14 +94,59 @@ def float_nodes(model: onnx.ModelProto) -> list[str]:
 
 
 class Images(CalibrationDataReader):
-    """Gives onnxruntime's quantiser one image after another, as a file takes them."""
+    """Gives onnxruntime's quantiser one input after another."""
 
-    def __init__(self, rule: Any, images: Iterable[np.ndarray]) -> None:
-        self.inputs = iter(resize(image, rule).transpose(2, 0, 1)[None].astype(np.float32) for image in images)
+    def __init__(self, inputs: Iterator[dict[str, np.ndarray]]) -> None:
+        self.inputs = inputs
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        image = next(self.inputs, None)
-        return None if image is None else {'image': image}
+        return next(self.inputs, None)
+
+
+def to_openvino(source: Path, images: Sequence[np.ndarray] = (), half: bool = False) -> Path:
+    """A model beside this file in OpenVINO's format: NAME.xml, which is returned, and the weights in NAME.bin.
+
+    Args:
+        source: The exported file.
+        images: RGB images (H, W, 3), uint8. With any, NNCF finds the ranges that activations have in them, and the
+            model computes in 8-bit integers.
+        half: Store the weights in 16 bits.
+    """
+    import openvino  # noqa: PLC0415  an extra
+
+    target, model = source.with_suffix('.xml'), openvino.Core().read_model(source)
+    if images:
+        model = quantise_by_nncf(model, onnx.load(source), images)
+    openvino.save_model(model, target, compress_to_fp16=half)
+    return target
+
+
+def quantise_by_nncf(model: Any, source: onnx.ModelProto, images: Sequence[np.ndarray]) -> Any:
+    """OpenVINO's model of a file, with the products of weights in 8-bit integers."""
+    os.environ.setdefault('NNCF_CI', '1')  # or it reports each run to its makers
+    import nncf  # noqa: PLC0415  an extra
+    from nncf.quantization.advanced_parameters import QuantizationParameters  # noqa: PLC0415
+
+    nncf.set_log_level(logging.ERROR)
+    # By default depthwise convolutions get a range for each channel. NNCF takes it before the tokens become a map,
+    # where the axis it holds for channels is the tokens: the model would be for one size of images.
+    one_range = QuantizationParameters(per_channel=False)
+    return nncf.quantize(
+        model,
+        nncf.Dataset(list(inputs(source, images))),
+        preset=nncf.QuantizationPreset.MIXED,
+        subset_size=len(images),
+        model_type=nncf.ModelType.TRANSFORMER,
+        ignored_scope=nncf.IgnoredScope(float_nodes(source), validate=False),
+        advanced_parameters=nncf.AdvancedQuantizationParameters(activations_quantization_params=one_range),
+    )
+
+
+def inputs(model: onnx.ModelProto, images: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    """What a file takes of each image."""
+    rule = metadata_of(model).get('resize')
+    for image in images:
+        yield {'image': resize(image, rule).transpose(2, 0, 1)[None].astype(np.float32)}
 
 
 def metadata_of(model: onnx.ModelProto) -> dict[str, Any]:

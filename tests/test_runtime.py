@@ -375,6 +375,12 @@ def test_a_palette_is_rgb(tmp_path):
 # What is wrong with a model.
 
 
+def test_model_without_its_weights(tmp_path):
+    (tmp_path / 'model.xml').touch()
+    with pytest.raises(FileNotFoundError, match='model.xml needs model.bin beside it: copy both'):
+        Model(tmp_path / 'model.xml')
+
+
 def test_no_such_model(tmp_path):
     with pytest.raises(FileNotFoundError, match='no file .*other.onnx'):
         Model(tmp_path / 'other.onnx')

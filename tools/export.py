@@ -1,4 +1,4 @@
-"""Write a trained model as one ONNX file for images of any size, and prove that it gives what the model gives.
+"""Write a trained model as a file for images of any size, and prove that it gives what the model gives.
 
     python tools/export.py configs/maskrcnn_mpvit_s.py work_dirs/maskrcnn_mpvit_s/epoch_12.pth -o model.onnx
 
@@ -7,20 +7,20 @@ the file takes and gives, and how to run it without PyTorch.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 from mmengine.config import Config
 
 from mmvit.checkpoints.trained import load_trained
+from mmvit.commands import ending
 from mmvit.deploy.exporter import check_target, export
 from mmvit.deploy.runtime import IMAGES, read_image
 
 
 def main() -> None:
     args = parse_args()
-    try:
+    with ending():
         check_target(args.out, integers=args.int8 is not None)
         images, calibration = (read_images(folder) for folder in (args.images, args.int8))
         config = Config.fromfile(args.config)
@@ -28,8 +28,6 @@ def main() -> None:
         names = {key: meta[key] for key in ('classes', 'palette') if key in meta}
         smaller = dict(half=args.half, calibration=calibration)
         export(model, args.out, config=config, with_logits=args.logits, images=images, **smaller, **names)
-    except (ValueError, RuntimeError, OSError, ImportError) as error:
-        sys.exit(f'nothing written: {error}')
 
 
 def parse_args() -> argparse.Namespace:

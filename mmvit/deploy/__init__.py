@@ -1,4 +1,4 @@
-"""Models that leave: one ONNX file, and what runs it without PyTorch and OpenMMLab."""
+"""Models that leave: a file in ONNX or in OpenVINO's format, and what runs it without PyTorch and OpenMMLab."""
 
 from mmvit.deploy.exporter import export
 

@@ -14,7 +14,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
 from torchvision.ops import box_iou
 
-from mmvit.deploy.exporter import parts
+from mmvit.deploy.files import size_of
 from mmvit.deploy.runtime import Model, Result
 
 SCORE = 0.3  # of the boxes that are compared
@@ -35,7 +35,7 @@ def compare(
         log: Takes a line for each.
     """
     first, second = Model(before), Model(after)
-    sizes = [f'{sum(part.stat().st_size for part in parts(path)) / 1e6:.1f} MB' for path in (before, after)]
+    sizes = [f'{size_of(path) / 1e6:.1f} MB' for path in (before, after)]
     try:
         for size, model in zip(sizes, (first, second), strict=True):
             main = [f'{name} {value:.4f}' for name, value in evaluate(model, config).items() if name.endswith(MAIN)]

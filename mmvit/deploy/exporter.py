@@ -1,4 +1,4 @@
-"""A model as one ONNX file for images of any size, proven before it is written.
+"""A model as a file for images of any size, in ONNX or in OpenVINO's format, proven before it is written.
 
 ``torch.onnx`` has two exporters that both take the graphs of this package. This module uses the one that traces. It is
 deprecated, but it takes seconds where the other takes minutes, has no smallest size, and leaves the batch open. It may
@@ -25,17 +25,14 @@ from mmengine.registry import DATASETS, DefaultScope
 from torch import nn
 
 import mmvit
-from mmvit.deploy import preprocessing
+from mmvit.deploy import files, preprocessing
 from mmvit.deploy.graphs import Features, Segmenter, graph_of
 
 OPSET = 17  # the first with LayerNormalization
 EXAMPLE = (480, 640)  # height and width: every window of every network has neighbours
 TASKS = {('classes',): 'semantic', ('classes', 'logits'): 'semantic', ('boxes', 'scores', 'labels'): 'detection'}
-# For each format the extra of mmvit that it needs, and what this extra has. Integers in OpenVINO's need NNCF, too.
-PACKAGES = {
-    '.onnx': ('deploy', ['onnx', 'onnxruntime']),
-    '.xml': ('openvino', ['onnx', 'onnxruntime', 'openvino']),
-}
+PACKAGES = {'.onnx': ['onnx', 'onnxruntime'], '.xml': ['onnx', 'onnxruntime', 'openvino']}  # that formats need
+EXTRAS = {'.onnx': 'deploy', '.xml': 'openvino'}  # of mmvit, which bring them
 OLDEST_TORCH = '2.13'  # 2.1 writes files that onnxruntime refuses; what lies between was not tried
 
 
@@ -52,10 +49,10 @@ def export(
     calibration: Sequence[np.ndarray] = (),
     log: Callable[[str], None] = print,
 ) -> None:
-    """Write a model as an ONNX file, after showing that it gives what the model gives.
+    """Write a model as a file, after showing that it gives what the model gives.
 
-    The proof is of an ONNX file in float32. With ``half``, ``calibration`` or a ``path`` in OpenVINO's format another
-    one is made of it, and ``log`` takes the accuracy of both.
+    The proof is of an ONNX file in float32. Other files are made of it. With ``half`` or ``calibration`` ``log`` takes
+    the accuracy of both.
 
     Args:
         model: One of mmvit's backbones, or a RetinaNet, Faster, Mask or Cascade R-CNN of mmdet, or an EncoderDecoder of
@@ -74,12 +71,12 @@ def export(
 
     Raises:
         ImportError: A package is missing or too old.
-        ValueError: The model is of a kind that cannot be exported.
-        RuntimeError: The file gives something else than the model. Nothing is written.
+        ValueError: The model is of a kind that cannot be exported, or the file cannot be written there.
+        RuntimeError: The file gives something else than the model, or NNCF cannot quantise it. Nothing is written.
     """
     path = Path(path)
     check_target(path, integers=bool(calibration))
-    from mmvit.deploy import proof  # noqa: PLC0415  it needs onnxruntime
+    from mmvit.deploy import evaluation, proof  # noqa: PLC0415  they need onnxruntime
 
     graph: Any = graph_of(model, with_logits)
     config = config or getattr(model, 'cfg', None)
@@ -88,83 +85,59 @@ def export(
         raise ValueError('8-bit integers are for detectors and segmenters: a bare backbone has no images of its own')
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix='.export-') as folder:
-        file = Path(folder) / path.with_suffix('.onnx').name
+        proven, lenient = Path(folder, 'proven.onnx'), Path(folder, 'lenient.onnx')
         log(f'recording {type(model).__name__}, opset {OPSET}')
-        write(graph, file, metadata)
-        found = proof.prove(model, file, images, log)
+        write(graph, proven, metadata)
+        found = proof.prove(model, proven, images, log)
         if 'boxes' in graph.outputs and found < proof.ENOUGH:
             log('few boxes: the same again with a lower score threshold')
             model = proof.lenient(model)
-            write(graph_of(model), file.with_stem('lenient'), metadata)
-            proof.prove(model, file.with_stem('lenient'), images, log)
-        for_openvino = path.suffix == '.xml'
-        if half or calibration or for_openvino:
-            file = another_form(file, for_openvino, config, half, calibration, log)
-        size = move(file, path)
-    log(f'{path}: {size / 1e6:.1f} MB')
+            write(graph_of(model), lenient, metadata)
+            proof.prove(model, lenient, images, log)
+        made = converted(proven, path.suffix, calibration, half, log)
+        files.move(made, path)
+        if (half or calibration) and config is not None:
+            evaluation.compare(proven, path, config, [*calibration, *images], log)
+    log(f'{path}: {files.size_of(path) / 1e6:.1f} MB')
 
 
-def another_form(
-    file: Path,
-    for_openvino: bool,
-    config: Config | None,
-    half: bool,
-    calibration: Sequence[np.ndarray],
-    log: Callable[[str], None],
+def converted(
+    file: Path, suffix: str, calibration: Sequence[np.ndarray], half: bool, log: Callable[[str], None]
 ) -> Path:
-    """A smaller file beside a proven one, or one in OpenVINO's format. ``log`` takes what it costs."""
-    from mmvit.deploy import evaluation, smaller  # noqa: PLC0415  they need onnx and onnxruntime
+    """The file itself, or one that is made of it: smaller, or in OpenVINO's format."""
+    from mmvit.deploy import smaller  # noqa: PLC0415  it needs onnx and onnxruntime
 
-    made = file
     if calibration:
         log(f'8-bit integers, by {len(calibration)} images')
-    if half:
-        log('weights in 16 bits')
-    if for_openvino:
-        made = smaller.to_openvino(made, calibration, half)
-    else:
-        made = smaller.quantise(made, calibration) if calibration else made
-        made = smaller.halve(made) if half else made
-    if config is not None:
-        evaluation.compare(file, made, config, calibration, log)
-    return made
-
-
-def parts(path: Path) -> list[Path]:
-    """The files that a model consists of. The last one is what an engine opens."""
-    return [path.with_suffix('.bin'), path] if path.suffix == '.xml' else [path]
-
-
-def move(model: Path, path: Path) -> int:
-    """Give a finished model its name. Returns its bytes."""
-    for made, target in zip(parts(model), parts(path), strict=True):
-        made.replace(target)
-    return sum(part.stat().st_size for part in parts(path))
+    if suffix == '.xml':
+        return smaller.to_openvino(file, calibration, half)
+    file = smaller.quantise(file, calibration) if calibration else file
+    return smaller.halve(file) if half else file
 
 
 def check_target(path: Path, integers: bool) -> None:
-    """Check that a file of this name can be written here.
+    """Check that this environment and this folder can take a file of this name.
 
     Raises:
         ImportError: A package is missing or too old.
-        ValueError: The name ends in no known format.
+        ValueError: The name ends in no known format, nothing can be written there, or other data would be overwritten.
     """
     if path.suffix not in PACKAGES:
         raise ValueError(f'the name of the file must end in {" or ".join(PACKAGES)}, not {path.name}')
+    files.check_place(path)
     if torch.__version__ < OLDEST_TORCH:
         raise ImportError(f'export needs PyTorch {OLDEST_TORCH} or later, not {torch.__version__}: upgrade it')
-    extra, packages = PACKAGES[path.suffix]
-    needed = [*packages, 'nncf'] if integers and extra == 'openvino' else packages
+    needed = PACKAGES[path.suffix] + (['nncf'] if integers and path.suffix == '.xml' else [])
     if missing := [name for name in needed if find_spec(name) is None]:
-        raise ImportError(f"{path.name} needs {' and '.join(missing)}: pip install 'mmvit[{extra}]'")
+        raise ImportError(f"{path.name} needs {' and '.join(missing)}: pip install 'mmvit[{EXTRAS[path.suffix]}]'")
 
 
-def write(graph: Any, path: Path, metadata: Mapping[str, Any], size: tuple[int, int] = EXAMPLE) -> None:
-    """Record a graph into an ONNX file with open sizes, by an image of this size, and put the metadata in."""
+def write(graph: Any, path: Path, metadata: Mapping[str, Any]) -> None:
+    """Record a graph into an ONNX file with open sizes, and put the metadata in."""
     import onnx  # noqa: PLC0415  an extra
 
     batch = 2 if has_open_batch(graph) else 1
-    image = torch.rand(batch, input_channels(graph), *size) * 255
+    image = torch.rand(batch, input_channels(graph), *EXAMPLE) * 255
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of the tracer, on each branch over a size; the proof is what counts
         logging.getLogger('torch.onnx').setLevel(logging.ERROR)

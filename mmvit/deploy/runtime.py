@@ -58,7 +58,7 @@ class Model:
         precision: What OpenVINO computes in: ``'f32'``, ``'bf16'`` or ``'f16'``.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: There is no such file, or a ``*.xml`` lacks its ``*.bin``.
         ImportError: The engine is not installed.
         ValueError: The file is not an exported detector or segmenter, the engine is unknown, or it cannot compute so.
     """
@@ -71,6 +71,8 @@ class Model:
             raise ValueError(f'engine {engine!r} is unknown: take {" or ".join(ENGINES)}')
         if not Path(path).is_file():
             raise FileNotFoundError(f'there is no file {path}')
+        if Path(path).suffix == '.xml' and not (weights := Path(path).with_suffix('.bin')).is_file():
+            raise FileNotFoundError(f'{path} needs {weights.name} beside it: copy both')
         try:
             self._run, metadata = ENGINES[engine](str(path), threads, precision)
         except ImportError as error:

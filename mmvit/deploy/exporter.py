@@ -31,8 +31,8 @@ from mmvit.deploy.graphs import Features, Segmenter, graph_of
 OPSET = 17  # the first with LayerNormalization
 EXAMPLE = (480, 640)  # height and width: every window of every network has neighbours
 TASKS = {('classes',): 'semantic', ('classes', 'logits'): 'semantic', ('boxes', 'scores', 'labels'): 'detection'}
-PACKAGES = {'.onnx': ['onnx', 'onnxruntime'], '.xml': ['onnx', 'onnxruntime', 'openvino']}  # that formats need
-EXTRAS = {'.onnx': 'deploy', '.xml': 'openvino'}  # of mmvit, which bring them
+PACKAGES = {'.onnx': ['onnx', 'onnxruntime'], '.xml': ['onnx', 'onnxruntime', 'openvino']}  # what each format needs
+EXTRAS = {'.onnx': 'deploy', '.xml': 'openvino'}  # what brings them
 OLDEST_TORCH = '2.13'  # 2.1 writes files that onnxruntime refuses; what lies between was not tried
 
 
@@ -51,8 +51,8 @@ def export(
 ) -> None:
     """Write a model as a file, after showing that it gives what the model gives.
 
-    The proof is of an ONNX file in float32. Other files are made of it. With ``half`` or ``calibration`` ``log`` takes
-    the accuracy of both.
+    The proof is of an ONNX file in float32. Other forms are made from it. With ``half`` or ``calibration``, ``log``
+    gets the accuracy of both.
 
     Args:
         model: One of mmvit's backbones, or a RetinaNet, Faster, Mask or Cascade R-CNN of mmdet, or an EncoderDecoder of

@@ -18,7 +18,7 @@ def size_of(path: Path) -> int:
 
 
 def check_place(path: Path) -> None:
-    """Raises ValueError if a model cannot be written there, or would overwrite what is none."""
+    """Raises ValueError if a model cannot be written there, or would overwrite other data."""
     check_folder(path.parent)
     for part in parts(path):
         if part.is_dir():

@@ -134,8 +134,8 @@ def quantise_by_nncf(model: Any, source: onnx.ModelProto, images: Sequence[np.nd
     nncf.set_log_level(logging.ERROR)
     # OpenVINO makes two operators of a layer with a bias.
     stay_float = [name + end for name in float_nodes(source) for end in ('', '/WithoutBiases')]
-    # By default depthwise convolutions get a range for each channel. NNCF takes it before the tokens become a map,
-    # where the axis it holds for channels is the tokens: the model would be for one size of images.
+    # By default NNCF gives each input channel of a depthwise convolution a range. It measures before the tokens become
+    # a map, and takes tokens for channels there: the model would hold for one size of images only.
     one_range = QuantizationParameters(per_channel=False)
     try:
         return nncf.quantize(

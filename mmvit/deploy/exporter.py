@@ -132,12 +132,12 @@ def check_target(path: Path, integers: bool) -> None:
         raise ImportError(f"{path.name} needs {' and '.join(missing)}: pip install 'mmvit[{EXTRAS[path.suffix]}]'")
 
 
-def write(graph: Any, path: Path, metadata: Mapping[str, Any]) -> None:
-    """Record a graph into an ONNX file with open sizes, and put the metadata in."""
+def write(graph: Any, path: Path, metadata: Mapping[str, Any], size: tuple[int, int] = EXAMPLE) -> None:
+    """Record a graph at a size into an ONNX file with open sizes, and put the metadata in."""
     import onnx  # noqa: PLC0415  an extra
 
     batch = 2 if has_open_batch(graph) else 1
-    image = torch.rand(batch, input_channels(graph), *EXAMPLE) * 255
+    image = torch.rand(batch, input_channels(graph), *size) * 255
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of the tracer, on each branch over a size; the proof is what counts
         logging.getLogger('torch.onnx').setLevel(logging.ERROR)

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,7 @@ def quantise(source: Path, images: Iterable[np.ndarray]) -> Path:
         images: RGB images (H, W, 3), uint8, for the ranges of the activations.
     """
     target, model = beside(source, 'int8'), onnx.load(source)
-    logging.disable(logging.WARNING)  # its hints concern files that were not folded when they were written
-    try:
+    with without_warnings():
         quantize_static(
             source,
             target,
@@ -78,9 +78,22 @@ def quantise(source: Path, images: Iterable[np.ndarray]) -> Path:
             op_types_to_quantize=list(INTEGERS),
             nodes_to_exclude=float_nodes(model),
         )
-    finally:
-        logging.disable(logging.NOTSET)
     return target
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Drop the warnings of onnxruntime's quantiser: they concern files that were not folded when they were written."""
+
+    def is_error(record: logging.LogRecord) -> bool:
+        return record.levelno > logging.WARNING
+
+    root = logging.getLogger()
+    root.addFilter(is_error)
+    try:
+        yield
+    finally:
+        root.removeFilter(is_error)
 
 
 def float_nodes(model: onnx.ModelProto) -> list[str]:

@@ -1,0 +1,74 @@
+"""The benchmark of exported models: its rows are there. That something is fast is no test's business."""
+
+import json
+import sys
+
+import pytest
+from families import FAMILIES
+from versions import needs_torch
+
+pytest.importorskip('onnx', reason="needs the extra 'deploy'")
+pytest.importorskip('onnxruntime', reason="needs the extra 'deploy'")
+
+import benchmark_deploy
+
+pytestmark = needs_torch('2.13', 'export')
+MPVIT = next(family for family in FAMILIES if family.name == 'mpvit')
+
+
+def small():
+    """A model of one block a stage, for tools/benchmark_deploy.py."""
+    return MPVIT.build(arch=MPVIT.shallow)
+
+
+def broken():
+    raise ValueError('no such weights')
+
+
+def command(monkeypatch, *words):
+    monkeypatch.setattr(sys, 'argv', ['benchmark_deploy.py', *map(str, words)])
+    benchmark_deploy.main()
+
+
+@pytest.mark.slow
+def test_each_form_has_a_row_and_a_failure_is_one(tmp_path, monkeypatch, capsys):
+    path = tmp_path / 'rows.json'
+    forms = ['torch', 'onnxruntime@int8']
+    models = ['test_benchmark_deploy:small', 'test_benchmark_deploy:broken']
+    options = ('--forms', *forms, '--size', '64x96', '--repeats', 2, '--threads', 1, '--json', path)
+    with pytest.raises(SystemExit, match='2 of 4 measurements failed'):
+        command(monkeypatch, *models, *options)
+    rows = json.loads(path.read_text())['results']
+    assert [(row['model'], row['form']) for row in rows] == [(model, form) for model in models for form in forms]
+    for row in rows[:2]:
+        assert (len(row['times']), row['failure']) == (2, '')
+        assert min(row['times']) > 0
+        assert row['memory'] > 0
+        assert (row['file'] > 0) == (row['form'] != 'torch')
+    assert all(row['failure'] == 'ValueError: no such weights' for row in rows[2:])
+    assert '| ratio |' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_whole_detector(tmp_path, monkeypatch):
+    pytest.importorskip('openvino', reason="needs the extra 'openvino'")
+    path = tmp_path / 'rows.json'
+    options = ('--part', 'model', '--forms', 'openvino', '--size', '96x64', '--repeats', 1, '--threads', 1)
+    command(monkeypatch, 'configs/maskrcnn_pyramid_tnt_t_digits.py', *options, '--json', path)
+    (row,) = json.loads(path.read_text())['results']
+    assert (len(row['times']), row['part'], row['size']) == (1, 'model', [96, 64])
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['mpvit_smal'], "no model 'mpvit_smal'"),
+        (['timm:resnet18'], 'models of timm are not exported here'),
+        (['mpvit_tiny', '--part', 'model'], 'mpvit_tiny is a backbone: --part model needs a config'),
+        (['mpvit_tiny', '--repeats', 0], 'must be at least 1'),
+    ],
+)
+def test_a_bad_command_ends_before_anything_runs(words, message, monkeypatch, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        command(monkeypatch, *words)
+    assert message in capsys.readouterr().err

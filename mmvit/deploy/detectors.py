@@ -1,4 +1,4 @@
-"""mmdet's RetinaNet, Mask R-CNN and Cascade Mask R-CNN, and detectron2's variants of them, as graphs.
+"""mmdet's RetinaNet, ATSS, Mask R-CNN and Cascade Mask R-CNN, and detectron2's variants of them, as graphs.
 
 One image at a time. Boxes are (x1, y1, x2, y2) in pixels of the input. ``size`` is (H, W), without padding.
 """
@@ -31,7 +31,7 @@ class Detector(nn.Module):
         divisor = model.data_preprocessor.pad_size_divisor
         self.preprocessing = Preprocessing(model.data_preprocessor, divisor, min_size(model))
         self.backbone = model.backbone
-        self.neck = model.neck
+        self.neck = model.neck if model.with_neck else nn.Identity()
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         maps = self.neck(self.backbone(self.preprocessing(image)))
@@ -43,17 +43,17 @@ class Detector(nn.Module):
 
 
 class RetinaNet(Detector):
-    """One-stage detector with anchors and a score for each class."""
+    """One-stage detector with anchors and a score for each class, RetinaNet or ATSS."""
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        self.head = checked(model.bbox_head, 'RetinaHead')
+        self.head = checked(model.bbox_head, 'RetinaHead', 'ATSSHead')
         self.test_cfg = model.test_cfg
         check_nms(self.test_cfg.nms)
 
     def detect(self, maps: Sequence[Tensor], size: Size) -> tuple[Tensor, ...]:
         levels = zip(*self.head(maps), anchors(self.head.prior_generator, maps), strict=True)
-        best = (self.best(logits, deltas, priors, size) for logits, deltas, priors in levels)
+        best = (self.best(*outputs, priors=priors, size=size) for *outputs, priors in levels)
         boxes, scores, labels = (torch.cat(parts) for parts in zip(*best, strict=True))
         is_detectron2 = isinstance(self.head, detectron2.RetinaHead)
         if not is_detectron2 and self.test_cfg.get('min_bbox_size', -1) >= 0:
@@ -67,12 +67,16 @@ class RetinaNet(Detector):
             boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
         return boxes, scores, labels
 
-    def best(self, logits: Tensor, deltas: Tensor, priors: Tensor, size: Size) -> tuple[Tensor, ...]:
-        """Boxes, scores and labels of a level's best anchors."""
+    def best(
+        self, logits: Tensor, deltas: Tensor, *centerness: Tensor, priors: Tensor, size: Size
+    ) -> tuple[Tensor, ...]:
+        """Boxes, scores and labels of a level's best anchors. ATSS's scores are times the centerness."""
         scores = per_anchor(logits, self.head.cls_out_channels).sigmoid()
         rows, labels = (scores > self.test_cfg.score_thr).nonzero().unbind(1)
         scores, order = top(scores[rows, labels], self.test_cfg.nms_pre)
         rows = rows[order]
+        for factor in centerness:
+            scores = scores * per_anchor(factor, 1)[rows, 0].sigmoid()
         boxes = decoded(self.head.bbox_coder, priors[rows], per_anchor(deltas, 4)[rows], size)
         return boxes, scores, labels[order]
 
@@ -203,7 +207,7 @@ def cascade(model: Any) -> Detector:
     return CascadeMaskRCNN(model) if model.roi_head.with_mask else CascadeRCNN(model)
 
 
-GRAPHS = dict(RetinaNet=RetinaNet, FasterRCNN=FasterRCNN, MaskRCNN=MaskRCNN, CascadeRCNN=cascade)
+GRAPHS = dict(RetinaNet=RetinaNet, ATSS=RetinaNet, FasterRCNN=FasterRCNN, MaskRCNN=MaskRCNN, CascadeRCNN=cascade)
 
 
 def checked(part: Any, *kinds: str) -> Any:
@@ -297,9 +301,13 @@ def nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> 
 
 def clipped(boxes: Tensor, size: Size) -> Tensor:
     """The boxes cut at the image's border."""
-    height, width = (torch.as_tensor(n, device=boxes.device).to(boxes.dtype) for n in size)
-    border = torch.stack([width, height, width, height])
-    return torch.minimum(boxes.clamp(min=0), border)
+    return torch.minimum(boxes.clamp(min=0), corners(size, boxes))
+
+
+def corners(size: Size, like: Tensor) -> Tensor:
+    """(width, height, width, height) of an image."""
+    height, width = (torch.as_tensor(n, device=like.device).to(like.dtype) for n in size)
+    return torch.stack([width, height, width, height])
 
 
 def has_area(boxes: Tensor, least: float = 0) -> Tensor:

@@ -7,6 +7,7 @@ and mmseg's own code branches on sizes. Detectors are in a module of their own, 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -85,11 +86,14 @@ class Segmenter(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         x = self.preprocessing(image)
-        logits = self.head(self.neck(self.backbone(x)))
-        logits = F.interpolate(logits, size=x.shape[2:], mode='bilinear', align_corners=self.align_corners)
+        logits = self.logits(self.neck(self.backbone(x)), (x.shape[2], x.shape[3]))
         logits = logits[:, :, : image.shape[2], : image.shape[3]]
         classes = logits.argmax(1)
         return (classes, logits) if len(self.outputs) == 2 else (classes,)
+
+    def logits(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """Logits (B, C, H, W) of an image of this size."""
+        return F.interpolate(self.head(maps), size=size, mode='bilinear', align_corners=self.align_corners)
 
 
 class OpenPooling(nn.Module):
@@ -163,21 +167,28 @@ def new_graph(model: Any, with_logits: bool) -> nn.Module:
     if kind == 'EncoderDecoder':
         if model.test_cfg.get('mode') != 'whole':
             raise ValueError(f"a segmenter with test_cfg.mode={model.test_cfg.get('mode')!r} has no graph; use 'whole'")
-        check_head(model.decode_head)
-        return Segmenter(model, with_logits)
+        return kind_of_segmenter(model.decode_head)(model, with_logits)
     if with_logits:
         raise ValueError(f'with_logits is for segmenters, not for {kind}')
-    from mmvit.deploy import detectors  # noqa: PLC0415  a segmenter needs no mmdet
+    from mmvit.deploy import detectors, queries  # noqa: PLC0415  a segmenter needs no mmdet
 
-    if kind not in detectors.GRAPHS:
-        known = ', '.join([*detectors.GRAPHS, 'EncoderDecoder', "mmvit's backbones"])
+    kinds: dict[str, Any] = {**detectors.GRAPHS, **queries.GRAPHS}
+    if kind not in kinds:
+        known = ', '.join([*kinds, 'EncoderDecoder', "mmvit's backbones"])
         raise ValueError(f'{kind} has no graph; these have one: {known}')
-    return detectors.GRAPHS[kind](model)
+    return kinds[kind](model)
 
 
-def check_head(head: nn.Module) -> None:
-    """Raise ValueError unless a segmenter's head maps features to the logits of pixels."""
+def kind_of_segmenter(head: nn.Module) -> type[Segmenter]:
+    """The graph for a segmenter's head. Raises ValueError if it has none."""
     from mmseg.models.decode_heads.decode_head import BaseDecodeHead  # noqa: PLC0415  a detector needs no mmseg
 
-    if not isinstance(head, BaseDecodeHead):
-        raise ValueError(f'a segmenter with {type(head).__name__} has no graph; it takes heads of logits of pixels')
+    if isinstance(head, BaseDecodeHead):
+        return Segmenter
+    if type(head).__name__ == 'Mask2FormerHead':
+        from mmvit.deploy.queries import MaskSegmenter  # noqa: PLC0415  it needs mmdet, as its head does
+
+        return MaskSegmenter
+    raise ValueError(
+        f"a segmenter with {type(head).__name__} has no graph; it takes heads of logits of pixels, and Mask2Former's"
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -15,12 +14,11 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from mmvit.deploy.runtime import image_frames, paste
+from mmvit.deploy.runtime import paste
 from mmvit.models.base import Backbone
 
 # Height and width of the images: odd, tiny, wide, tall, and the usual size.
 SIZES = ((333, 501), (33, 47), (96, 608), (640, 150), (800, 1333))
-LEAST_SIDE = 224  # pixels; with strides from 8 on there are 1045 pixels, and mmdet's DINO has 900 queries
 # The largest differences that pass.
 BOX = 5e-3  # pixels
 SCORE = 5e-5
@@ -80,23 +78,16 @@ def prove(
     session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
     names = [output.name for output in session.get_outputs()]
     channels = session.get_inputs()[0].shape[1]
-    stride = json.loads(session.get_modelmeta().custom_metadata_map['mmvit']).get('mask_stride')
     boxes = 0
-    for image in [*(made_image(*size, channels) for size in sizes_for(model)), *images]:
+    for image in [*(made_image(*size, channels) for size in SIZES), *images]:
         found = dict(zip(names, session.run(None, {'image': batch_of(image).numpy()}), strict=True))
-        difference = compare(found, computed(model, image), image.shape[:2], stride)
+        difference = compare(found, computed(model, image), image.shape[:2])
         size = f'{image.shape[0]}x{image.shape[1]}'
         log(f'  {size}: {in_words(difference, found)}')
         if not difference.is_small():
             raise RuntimeError(f'at {size} the file differs from the model in PyTorch: {in_words(difference, found)}')
         boxes += difference.found
     return boxes
-
-
-def sizes_for(model: Any) -> list[tuple[int, ...]]:
-    """``SIZES``, enlarged where a detector selects its queries from the pixels of its maps, and so needs many."""
-    least = LEAST_SIDE if getattr(model, 'as_two_stage', False) else 0
-    return [tuple(max(side, least) for side in size) for size in SIZES]
 
 
 def made_image(height: int, width: int, channels: int = 3) -> np.ndarray:
@@ -149,10 +140,10 @@ def new_sample(model: Any) -> Callable[..., Any]:
     return DetDataSample
 
 
-def compare(found: Arrays, expected: Arrays, size: tuple[int, int], mask_stride: int | None = None) -> Difference:
+def compare(found: Arrays, expected: Arrays, size: tuple[int, int]) -> Difference:
     """The difference between a file's outputs and what :func:`computed` gives, for an image of this size."""
     if 'boxes' in found:
-        return compare_boxes(found, expected, size, mask_stride)
+        return compare_boxes(found, expected, size)
     difference = Difference()
     for name, array in found.items():
         if name == 'classes':
@@ -164,7 +155,7 @@ def compare(found: Arrays, expected: Arrays, size: tuple[int, int], mask_stride:
     return difference
 
 
-def compare_boxes(found: Arrays, expected: Arrays, size: tuple[int, int], mask_stride: int | None) -> Difference:
+def compare_boxes(found: Arrays, expected: Arrays, size: tuple[int, int]) -> Difference:
     pairs, tied = partners(found, expected)
     alone = len(found['boxes']) + len(expected['boxes']) - 2 * (len(pairs) + tied)
     difference = Difference(alone=alone, tied=tied, found=len(pairs))
@@ -173,9 +164,7 @@ def compare_boxes(found: Arrays, expected: Arrays, size: tuple[int, int], mask_s
         difference.boxes = float(np.abs(found['boxes'][ours] - expected['boxes'][theirs]).max())
         difference.scores = float(np.abs(found['scores'][ours] - expected['scores'][theirs]).max())
     if pairs and 'masks' in found:
-        masks, boxes = found['masks'][ours], expected['boxes'][theirs]
-        frames = image_frames(masks, mask_stride, np.ones(2)) if mask_stride else boxes
-        pasted = paste(masks, boxes, frames, size, threshold=0 if mask_stride else 0.5)
+        pasted = paste(found['masks'][ours], expected['boxes'][theirs], size, threshold=0.5)
         difference.pixels = float(np.mean(pasted != expected['masks'][theirs]))
     return difference
 

@@ -74,8 +74,8 @@ def reference_points(shapes: Tensor, valid_ratios: Tensor, device: torch.device)
     return own[None, :, None] * valid_ratios[:, None]
 
 
-def centres(height: Tensor, width: Tensor, device: torch.device) -> Tensor:
-    """(x, y) of the pixels of a map, row by row, in shares of the map: (height * width, 2)."""
+def centres(height: Any, width: Any, device: torch.device) -> Tensor:
+    """(x, y) of the pixels of a map, row by row, in shares of the map: (height * width, 2). Sizes may be tensors."""
     rows, columns = ((torch.arange(n, device=device) + 0.5) / n for n in (height, width))
     y, x = torch.meshgrid(rows, columns, indexing='ij')
     return torch.stack([x, y], -1).reshape(-1, 2)

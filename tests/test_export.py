@@ -175,6 +175,16 @@ def test_small_images_are_padded_inside(small_sizes, tmp_path):
     assert logits.shape == (1, 11, 7, 40)
 
 
+def test_boxes_as_shares_of_an_image_do_not_count_its_padding():
+    graph = graphs.graph_of(build('deformable_detr_mpvit_s', small=True))
+    image = torch.rand(1, 3, 20, 40) * 255
+    mean = graph.preprocessing.mean.expand(1, 3, 12, 40)  # what padding looks like
+    boxes, scores, labels = graph(image)
+    expected, *others = graph(torch.cat([image, mean], 2))
+    torch.testing.assert_close(boxes, torch.minimum(expected, torch.tensor([40.0, 20, 40, 20])))
+    torch.testing.assert_close([scores, labels], others)
+
+
 def test_backbone_takes_batches(family, small_sizes, tmp_path):
     model = family.build().eval()
     export(model, tmp_path / 'model.onnx')

@@ -44,7 +44,8 @@ class DeformableDETR(Detector):
         scores, order = top(probabilities.flatten(), self.max_per_img)
         classes = probabilities.shape[1]
         queries = torch.div(order, classes, rounding_mode='floor')
-        return clipped(unnormalised(boxes, size)[queries], size), scores, order % classes
+        seen = (size[0] + self.preprocessing.missing(size[0]), size[1] + self.preprocessing.missing(size[1]))
+        return clipped(unnormalised(boxes, seen)[queries], size), scores, order % classes
 
 
 class MaskSegmenter(Segmenter):

@@ -32,21 +32,31 @@ def command(monkeypatch, *words):
 
 @pytest.mark.slow
 def test_each_form_has_a_row_and_a_failure_is_one(tmp_path, monkeypatch, capsys):
+    pytest.importorskip('nncf', reason="needs the extra 'openvino'")
     path = tmp_path / 'rows.json'
-    forms = ['torch', 'onnxruntime@int8']
+    forms = ['torch', 'onnxruntime@int8', 'openvino@int8']
     models = ['test_benchmark_deploy:small', 'test_benchmark_deploy:broken']
     options = ('--forms', *forms, '--size', '64x96', '--repeats', 2, '--threads', 1, '--json', path)
-    with pytest.raises(SystemExit, match='2 of 4 measurements failed'):
+    with pytest.raises(SystemExit, match='3 of 6 measurements failed'):
         command(monkeypatch, *models, *options)
     rows = json.loads(path.read_text())['results']
     assert [(row['model'], row['form']) for row in rows] == [(model, form) for model in models for form in forms]
-    for row in rows[:2]:
+    for row in rows[:3]:
         assert (len(row['times']), row['failure']) == (2, '')
         assert min(row['times']) > 0
         assert row['memory'] > 0
         assert (row['file'] > 0) == (row['form'] != 'torch')
-    assert all(row['failure'] == 'ValueError: no such weights' for row in rows[2:])
+    assert all(row['failure'] == 'ValueError: no such weights' for row in rows[3:])
     assert '| ratio |' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_backbone_of_another_package_s_config(tmp_path, monkeypatch):
+    path = tmp_path / 'rows.json'
+    options = ('--forms', 'onnxruntime', '--size', '64x96', '--repeats', 1, '--threads', 1, '--json', path)
+    command(monkeypatch, 'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py', *options)
+    (row,) = json.loads(path.read_text())['results']
+    assert (len(row['times']), row['part']) == (1, 'backbone')
 
 
 @pytest.mark.slow
@@ -65,6 +75,10 @@ def test_a_whole_detector(tmp_path, monkeypatch):
         (['mpvit_smal'], "no model 'mpvit_smal'"),
         (['timm:resnet18'], 'models of timm are not exported here'),
         (['mpvit_tiny', '--part', 'model'], 'mpvit_tiny is a backbone: --part model needs a config'),
+        (
+            ['test_benchmark_deploy:small', '--part', 'model'],
+            'small: --part model needs a config',
+        ),
         (['mpvit_tiny', '--repeats', 0], 'must be at least 1'),
     ],
 )

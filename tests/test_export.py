@@ -129,8 +129,14 @@ def test_detectors_without_masks(name, kind, tmp_path):
     compare_with_file(build(name, small='digits' not in name, **{'model.type': kind, **no_masks}), name, tmp_path)
 
 
+@pytest.mark.slow
+def test_boxes_that_are_refined(tmp_path):
+    name = 'deformable_detr_mpvit_s'
+    compare_with_file(build(name, small=True, **{'model.with_box_refine': True}), name, tmp_path)
+
+
 def compare_with_file(model, name, tmp_path):
-    graph = graphs.graph_of(model)
+    graph = graphs.graph_of(model, with_logits=hasattr(model, 'decode_head'))
     exporter.write(graph, tmp_path / 'model.onnx', {})
     nodes = onnx.load(tmp_path / 'model.onnx').graph.node
     assert not {node.op_type for node in nodes} & {'If', 'Loop', 'Scan'}
@@ -269,6 +275,12 @@ def test_integers_are_for_products_with_weights(small_sizes, tmp_path):
     assert 0.9 < found < 1
 
 
+def test_last_layers_stay_float_at_each_level(mask_rcnn):
+    names = smaller.float_nodes(onnx.load(mask_rcnn))
+    for layer, levels in {'rpn_cls': 5, 'rpn_reg': 5, 'fc_cls': 1, 'fc_reg': 1, 'conv_logits': 1}.items():
+        assert sum(f'/{layer}' in name for name in names) == levels
+
+
 def test_openvino_s_own_format(small_sizes, tmp_path):
     pytest.importorskip('openvino', reason="needs the extra 'openvino'")
     model = build('upernet_mpvit_t_digits', small=True)
@@ -358,6 +370,14 @@ def test_what_cannot_be_exported_is_refused(name, options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         export(model, tmp_path / 'model.onnx')
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('name', ['atss_mpvit_s', 'deformable_detr_mpvit_s'])
+def test_heads_with_softmax_are_refused(name):
+    model = build(name)
+    model.bbox_head.loss_cls.use_sigmoid = False
+    with pytest.raises(ValueError, match='Head with softmax has no graph: set loss_cls.use_sigmoid=True'):
+        graphs.graph_of(model)
 
 
 def own_annotations(model, dataset):

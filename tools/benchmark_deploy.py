@@ -13,9 +13,10 @@ A model is named as in tools/benchmark.py: a config (CONFIG.py or PACKAGE::CONFI
 
 A backbone's time is that of its maps. A whole model's is from an image to its boxes, masks and classes in the image's
 pixels; detectors get a score threshold at which they find some boxes. Memory is what the process grows by at most, with
-the weights and without PyTorch itself, until the end of the first run; compiling does not count. Files are recorded at
-the size that is measured, so that models whose graphs hold at one size only can take part. Made images calibrate the
-integers, which is enough for time, and not for accuracy.
+the weights and without PyTorch and onnxruntime themselves, until the end of the first run; compiling does not count.
+
+Files are recorded at the size that is measured, so that models whose graphs hold at one size only can take part. A made
+image calibrates the integers, which is enough for time, and not for accuracy.
 
 Each measurement has a process of its own. The first one is what ratios refer to. Each row is printed when it is there,
 and --json is written anew. A form that fails gets a row with the reason; the others go on, and the exit status is 1.
@@ -30,7 +31,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from time import perf_counter
 from typing import Any
 
@@ -41,12 +42,14 @@ from mmengine.model import revert_sync_batchnorm
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 
 from mmvit.commands import check_folder
 from mmvit.deploy import exporter, files, proof, smaller
 from mmvit.deploy.graphs import graph_of
 from mmvit.deploy.runtime import ENGINES, Model
+from mmvit.environment import installed_version
 from mmvit.models.base import Backbone
 
 TORCH = ('torch', 'torch@compile')
@@ -116,7 +119,8 @@ class Row:
 def main() -> None:
     sys.path.append('')  # MODULE:CALLABLE may name a file here
     args, jobs = parse_command()
-    environment = benchmark.describe_environment(args)
+    engines = {name: installed_version(name) for name in ('onnxruntime', 'openvino', 'nncf')}
+    environment = {**benchmark.describe_environment(args), **engines}
     print('\n'.join(f'{key}: {value}' for key, value in environment.items()), flush=True)
     rows: list[Row] = []
     with TemporaryDirectory() as folder:
@@ -146,9 +150,15 @@ def parse_command() -> tuple[argparse.Namespace, list[Job]]:
             if job.name.startswith('timm:'):
                 raise ValueError(f'{job.name}: models of timm are not exported here')
             benchmark.find_builder(job)
+            if job.part == 'model' and not job.name.endswith('.py'):
+                raise ValueError(f'{job.name}: --part model needs a config')
+        for form in args.forms:
+            suffix = '.xml' if form.startswith('openvino') else '.onnx'
+            if form not in TORCH:
+                exporter.check_target(Path(gettempdir(), f'mmvit-benchmark{suffix}'), integers='int8' in form)
         if args.json:
             check_folder(args.json.parent)
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         parser.error(str(error))
     return args, jobs
 
@@ -219,7 +229,7 @@ class Maps(nn.Module):
 
 
 def measure(job: Job) -> Row:
-    """To be called in a fresh process, where no freed memory is at hand to be used again."""
+    """To be called in a fresh process."""
     torch.set_num_threads(job.threads)
     runs: list[Callable[[], Any]] = []
     weights = file = 0
@@ -252,7 +262,18 @@ def load(job: Job) -> Any:
     torch.manual_seed(0)
     model: Any = revert_sync_batchnorm(benchmark.find_builder(job)()).requires_grad_(False)
     model.eval()  # Swin's returns nothing
-    return proof.lenient(model) if job.part == 'model' and not hasattr(model, 'decode_head') else model
+    return finding(model, job.image) if job.part == 'model' and not hasattr(model, 'decode_head') else model
+
+
+def finding(model: Any, image: np.ndarray) -> Any:
+    """The detector with a score threshold at which it finds some boxes in an image, in most cases as many as it may.
+
+    A lower one would find no more, but NMS would get all classes of all proposals.
+    """
+    model = proof.lenient(model)
+    scores = proof.computed(model, image)['scores']
+    proof.set_threshold(model, 0.999 * float(scores.min(initial=1)))
+    return model
 
 
 def in_torch(job: Job, model: Any) -> Callable[[], Any]:
@@ -282,7 +303,7 @@ def print_table(rows: Sequence[Row]) -> None:
     for row in rows:
         both = row.times and rows[0].times
         ratio = f'{np.median(row.times) / np.median(rows[0].times):.2f}' if both else ''
-        table.add_row(row.job.short_name, row.job.form, *row.cells, ratio, row.failure)
+        table.add_row(row.job.short_name, row.job.form, *row.cells, ratio, Text(row.failure))
     Console(width=200).print(table)
 
 

@@ -47,7 +47,7 @@ class RetinaNet(Detector):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        self.head = checked(model.bbox_head, 'RetinaHead', 'ATSSHead')
+        self.head = with_sigmoid(checked(model.bbox_head, 'RetinaHead', 'ATSSHead'))
         self.test_cfg = model.test_cfg
         check_nms(self.test_cfg.nms)
 
@@ -215,6 +215,13 @@ def checked(part: Any, *kinds: str) -> Any:
     if type(part).__name__ not in kinds:
         raise ValueError(f'{type(part).__name__} has no graph; in its place {" or ".join(kinds)} has one')
     return part
+
+
+def with_sigmoid(head: Any) -> Any:
+    """The head if it scores each class by itself, else ValueError."""
+    if not head.loss_cls.use_sigmoid:
+        raise ValueError(f'{type(head).__name__} with softmax has no graph: set loss_cls.use_sigmoid=True')
+    return head
 
 
 def check_nms(cfg: dict) -> None:

@@ -212,12 +212,17 @@ def in_words(difference: Difference, found: Arrays) -> str:
 def lenient(model: Any) -> nn.Module:
     """A copy of a detector whose score threshold is low enough for some boxes in a made image."""
     model = copy.deepcopy(model)
-    configs = [part.test_cfg for part in (getattr(model, 'roi_head', None), getattr(model, 'bbox_head', None)) if part]
-    configs.append(model.test_cfg.get('rcnn', model.test_cfg))
     image = made_image(*SIZES[0])
-    threshold = configs[0].score_thr
-    while len(computed(model, image)['boxes']) < ENOUGH and threshold > LEAST:
+    threshold = model.test_cfg.get('rcnn', model.test_cfg).get('score_thr', 0)  # those with queries have none
+    while threshold > LEAST and len(computed(model, image)['boxes']) < ENOUGH:
         threshold /= 10
-        for config in configs:
-            config.score_thr = threshold
+        set_threshold(model, threshold)
     return model
+
+
+def set_threshold(model: Any, threshold: float) -> None:
+    """Give a detector a score threshold, wherever its config has one."""
+    heads = [part for part in (getattr(model, 'roi_head', None), getattr(model, 'bbox_head', None)) if part]
+    for config in (*(head.test_cfg for head in heads), model.test_cfg.get('rcnn', model.test_cfg)):
+        if 'score_thr' in config:
+            config.score_thr = threshold

@@ -1,7 +1,4 @@
-"""mmdet's Deformable DETR and mmseg's Mask2Former as graphs. Shapes and sizes are those of ``detectors.py``.
-
-The heads, encoders and decoders are used as they are.
-"""
+"""mmdet's Deformable DETR and mmseg's Mask2Former as graphs. Shapes and sizes are those of ``detectors.py``."""
 
 from __future__ import annotations
 
@@ -14,12 +11,12 @@ import torch.nn.functional as F
 from mmdet.models.layers import inverse_sigmoid
 from torch import Tensor
 
-from mmvit.deploy.detectors import Detector, Size, checked, clipped, corners, top
+from mmvit.deploy.detectors import Detector, Size, checked, clipped, corners, top, with_sigmoid
 from mmvit.deploy.graphs import Segmenter
 
 
 class DeformableDETR(Detector):
-    """Detector with queries that look at a few places of the maps. It returns as many boxes for every image."""
+    """Detector with queries that look at a few places of the maps. It returns ``max_per_img`` boxes of every image."""
 
     def __init__(self, model: Any) -> None:
         if model.data_preprocessor.pad_size_divisor > 1:
@@ -28,10 +25,10 @@ class DeformableDETR(Detector):
             raise ValueError('a Deformable DETR with two stages has no graph: train it with model.as_two_stage=False')
         super().__init__(model)
         del model.backbone, model.neck  # they are the graph's own
-        self.head = checked(model.bbox_head, 'DeformableDETRHead')
+        self.head = with_sigmoid(checked(model.bbox_head, 'DeformableDETRHead'))
         self.model = model
         self.model.encoder.get_encoder_reference_points = reference_points
-        self.max_per_img = model.test_cfg.max_per_img
+        self.max_per_img = model.test_cfg.get('max_per_img', model.num_queries)
 
     def detect(self, maps: Sequence[Tensor], size: Size) -> tuple[Tensor, ...]:
         sample = SimpleNamespace(batch_input_shape=size, img_shape=size)  # alike: nothing in the image is padding
@@ -49,7 +46,10 @@ class DeformableDETR(Detector):
 
 
 class MaskSegmenter(Segmenter):
-    """mmseg's EncoderDecoder with Mask2Former's head: a pixel's logits are its queries' classes, by their masks."""
+    """mmseg's EncoderDecoder with Mask2Former's head.
+
+    A pixel's logits are the sum over the queries of class probability times mask probability.
+    """
 
     def logits(self, maps: Sequence[Tensor], size: Size) -> Tensor:
         classes, masks = (outputs[-1] for outputs in self.head(maps, None))

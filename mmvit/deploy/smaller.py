@@ -23,8 +23,12 @@ from mmvit.deploy.runtime import resize
 
 LARGE = 1024  # numbers; smaller weights stay as they are
 INTEGERS = ('Conv', 'MatMul', 'Gemm')  # what computes with weights
-# The last layers of mmdet's and mmseg's heads stay float, because nothing after them makes an error smaller.
-LAST = re.compile(r'/(rpn_cls|rpn_reg|retina_cls|retina_reg|fc_cls|fc_reg|conv_logits|conv_seg)/')
+# The last layers of mmdet's and mmseg's heads stay float, because nothing after them makes an error smaller. A layer
+# that is called for each level has a number from the second on.
+LAST = re.compile(
+    r'/(rpn_(cls|reg)|retina_(cls|reg)|atss_(cls|reg|centerness)|fc_(cls|reg)|conv_(logits|seg)'
+    r'|(cls|reg)_branches|(cls|mask)_embed)[._\d]*/'
+)
 
 
 def halve(source: Path) -> Path:

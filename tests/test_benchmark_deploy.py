@@ -75,10 +75,7 @@ def test_a_whole_detector(tmp_path, monkeypatch):
         (['mpvit_smal'], "no model 'mpvit_smal'"),
         (['timm:resnet18'], 'models of timm are not exported here'),
         (['mpvit_tiny', '--part', 'model'], 'mpvit_tiny is a backbone: --part model needs a config'),
-        (
-            ['test_benchmark_deploy:small', '--part', 'model'],
-            'small: --part model needs a config',
-        ),
+        (['test_benchmark_deploy:small', '--part', 'model'], 'small: --part model needs a config'),
         (['mpvit_tiny', '--repeats', 0], 'must be at least 1'),
     ],
 )

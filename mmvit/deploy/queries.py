@@ -16,7 +16,7 @@ from mmvit.deploy.graphs import Segmenter
 
 
 class DeformableDETR(Detector):
-    """Detector with queries that look at a few places of the maps. It returns ``max_per_img`` boxes of every image."""
+    """Detector whose queries look at a few places of the maps. It returns ``max_per_img`` boxes for every image."""
 
     def __init__(self, model: Any) -> None:
         if model.data_preprocessor.pad_size_divisor > 1:

@@ -31,7 +31,7 @@ class WholeTable:
     """
 
     def __init__(self, rel_pos: RelativePosition) -> None:
-        self.table = rel_pos.queries @ rel_pos.keys.mT
+        self.table = rel_pos.queries @ rel_pos.keys.transpose(-1, -2)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """As ``RelativePosition.attend``."""

@@ -16,6 +16,7 @@ from mmengine.model import revert_sync_batchnorm
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
+from mmvit.deploy import backbones
 from mmvit.models.base import Backbone
 
 
@@ -155,7 +156,7 @@ def graph_of(model: Any, with_logits: bool = False) -> nn.Module:
     Raises:
         ValueError: It is of a kind that has no graph. The message lists those that do.
     """
-    model = revert_sync_batchnorm(copy.deepcopy(model))
+    model = backbones.made_fast(revert_sync_batchnorm(copy.deepcopy(model)))
     return new_graph(model, with_logits).eval().requires_grad_(False)
 
 

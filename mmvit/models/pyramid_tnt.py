@@ -69,8 +69,11 @@ class Stem(nn.Module):
         x = self.common(x)
         words = rearrange(self.inner(x), 'b c (h y) (w x) -> b h w (y x) c', y=4, x=4) + self.inner_pos
         sentences = rearrange(self.outer(x), 'b c h w -> b h w c').contiguous()
-        size = (sentences.shape[1], sentences.shape[2])
-        return words.contiguous(), sentences + resize(self.outer_pos, self.grid, size).unflatten(1, size)
+        return words.contiguous(), sentences + self.outer_position((sentences.shape[1], sentences.shape[2]))
+
+    def outer_position(self, size: Grid) -> Tensor:
+        """The sentences' position (1, h, w, C) for a grid of them."""
+        return resize(self.outer_pos, self.grid, size).unflatten(1, size)
 
 
 class Attention(nn.Module):
@@ -124,10 +127,13 @@ class RelativePosition:
     def __init__(self, table: Tensor, trained: Grid, size: Grid, reduction: int) -> None:
         units = torch.eye(table.shape[-1], dtype=torch.promote_types(table.dtype, torch.float32), device=table.device)
         by_query = rearrange(table.to(units.dtype), '1 heads queries keys -> heads queries keys')
-        queries = resize(by_query, trained, size)[None]
-        keys = resize(units[None], key_grid(trained, reduction), key_grid(size, reduction))[None]
+        queries = self.resized(by_query, trained, size)[None]
+        keys = self.resized(units[None], key_grid(trained, reduction), key_grid(size, reduction))[None]
         # Copies, not views: a compiled block would be another program for a view of other strides.
         self.queries, self.keys = (x.clone(memory_format=torch.contiguous_format) for x in (queries, keys))
+
+    def resized(self, table: Tensor, trained: Grid, size: Grid) -> Tensor:
+        return resize(table, trained, size)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """softmax(scale * q @ k^T + table) @ v: q (B, heads, N', C), k and v (B, heads, M', C)."""
@@ -263,7 +269,8 @@ class Stage(nn.Module):
         """Words (B, h, w, 16, c) and sentences (B, h, w, C) of the stage before -> those of this one."""
         words, sentences = self.word_merge(words), self.sentence_merge(sentences)
         size = (sentences.shape[1], sentences.shape[2])
-        rel_pos: Any = (cpu.pyramid_tnt if cpu.takes(self, sentences) else Stage).relative_position(self, size)
+        on_cpu = cpu.takes(self, sentences)
+        rel_pos: Any = cpu.pyramid_tnt.relative_position(self, size) if on_cpu else self.relative_position(size)
         for block in self.blocks:
             # Recomputing the parts of a block, as the other backbones do, took as long and more memory here.
             words, sentences = recomputed(block, self.with_cp, preserve_rng_state=True)(words, sentences, rel_pos)

@@ -2,8 +2,11 @@
 
 import json
 import sys
+from functools import partial
+from pathlib import Path
 
 import pytest
+import torch
 from families import FAMILIES
 from versions import needs_torch
 
@@ -67,6 +70,41 @@ def test_a_whole_detector(tmp_path, monkeypatch):
     command(monkeypatch, 'configs/maskrcnn_pyramid_tnt_t_digits.py', *options, '--json', path)
     (row,) = json.loads(path.read_text())['results']
     assert (len(row['times']), row['part'], row['size']) == (1, 'model', [96, 64])
+
+
+@pytest.mark.parametrize(
+    ('form', 'expected'),
+    [
+        ('onnxruntime', ('onnxruntime', '0.onnx', 2, 'f32')),
+        ('onnxruntime@int8', ('onnxruntime', '0_int8.onnx', 2, 'f32')),
+        ('openvino', ('openvino', '0.onnx', 2, 'f32')),
+        ('openvino@bf16', ('openvino', '0.onnx', 2, 'bf16')),
+        ('openvino@int8', ('openvino', '0.xml', 2, 'f32')),
+        ('openvino@int8+bf16', ('openvino', '0.xml', 2, 'bf16')),
+    ],
+)
+def test_each_form_has_its_file_and_precision(form, expected, monkeypatch):
+    started = []
+
+    def start(engine, *args):
+        started.append((engine, *args))
+        return lambda image: {}, None
+
+    for engine in benchmark_deploy.ENGINES:
+        monkeypatch.setitem(benchmark_deploy.ENGINES, engine, partial(start, engine))
+    job = benchmark_deploy.Job('mpvit_tiny', size=(64, 96), threads=2, form=form, recorded=Path('0.onnx'))
+    assert benchmark_deploy.in_engine(job)() == {}
+    assert started == [expected]
+
+
+def test_of_a_compiled_model_the_backbone_is_compiled(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, 'compile', lambda model, dynamic: compiled.append(model) or model)
+    monkeypatch.setattr(torch, 'set_num_threads', lambda threads: None)
+    name = 'configs/maskrcnn_pyramid_tnt_t_digits.py'
+    job = benchmark_deploy.Job(name, part='model', size=(64, 96), threads=1, form='torch@compile', repeats=1)
+    assert len(benchmark_deploy.measure(job).times) == 1
+    assert [type(model).__name__ for model in compiled] == ['PyramidTNT']
 
 
 @pytest.mark.parametrize(

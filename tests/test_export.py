@@ -29,7 +29,7 @@ from mmvit.deploy import exporter, graphs
 onnx = pytest.importorskip('onnx', reason="needs the extra 'deploy'")
 onnxruntime = pytest.importorskip('onnxruntime', reason="needs the extra 'deploy'")
 
-from mmvit.deploy import evaluation, proof, smaller  # noqa: E402
+from mmvit.deploy import choices, evaluation, proof, smaller  # noqa: E402
 from mmvit.deploy.runtime import Model, Result, coco_annotations  # noqa: E402
 
 pytestmark = needs_torch(exporter.OLDEST_TORCH, 'export')
@@ -48,20 +48,23 @@ KINDS = [  # one of each kind of head, and each family
     'upernet_regionvit_s',
     'upernet_pyramid_tnt_s',
     'deformable_detr_regionvit_s',
+    'dino_mpvit_t_digits',
+    'mask2former_mpvit_t_digits',
+    'mask2former_pyramid_tnt_s_panoptic',
     'mask2former_mpvit_t_digits_semantic',
 ]
-QUERIES = re.compile('deformable_detr|mask2former')
+QUERIES = re.compile('deformable_detr|dino|mask2former')
 
 
 # Layers whose outputs get this deviation: then hardly two boxes or scores are equal.
 SPREAD = {'rpn_cls': 2, 'retina_cls': 1, 'fc_cls': 2, 'rpn_reg': 0.3, 'retina_reg': 0.3, 'fc_reg': 0.3}
-SPREAD |= {'atss_cls': 1, 'atss_reg': 0.3, 'atss_centerness': 1}
+SPREAD |= {'atss_cls': 1, 'atss_reg': 0.3, 'atss_centerness': 1, 'mask_feature': 1}
 
 
 def with_small_backbone(config):
     """Puts the backbone's quick arch into a config's model: what the test is about are the parts after it."""
     channels = with_quick_arch(config.model.backbone)
-    for part in ('neck', 'decode_head', 'auxiliary_head'):
+    for part in ('neck', 'panoptic_head', 'decode_head', 'auxiliary_head'):
         if part in config.model:
             head = config.model[part]
             head.in_channels = channels[head.in_index] if part == 'auxiliary_head' else channels
@@ -89,7 +92,8 @@ def build(config_name, small=False, **options):
             hook.remove()
             factor = deviation / outputs[0].std()
             layer.weight.data *= factor
-            layer.bias.data.sub_(outputs[0].mean()).mul_(factor)
+            middle = outputs[0].mean((0, 2, 3)) if isinstance(layer, nn.Conv2d) else outputs[0].mean()
+            layer.bias.data.sub_(middle).mul_(factor)
     return model
 
 
@@ -130,23 +134,23 @@ def test_detectors_without_masks(name, kind, tmp_path):
 
 
 @pytest.mark.slow
-def test_boxes_that_are_refined(tmp_path):
-    name = 'deformable_detr_mpvit_s'
-    compare_with_file(build(name, small=True, **{'model.with_box_refine': True}), name, tmp_path)
+@pytest.mark.parametrize('as_two_stage', [False, True])
+def test_boxes_that_are_refined(as_two_stage, tmp_path):
+    name, options = 'deformable_detr_mpvit_s', dict(with_box_refine=True, as_two_stage=as_two_stage)
+    compare_with_file(build(name, small=True, **{f'model.{key}': on for key, on in options.items()}), name, tmp_path)
 
 
 def compare_with_file(model, name, tmp_path):
     graph = graphs.graph_of(model, with_logits=hasattr(model, 'decode_head'))
-    exporter.write(graph, tmp_path / 'model.onnx', {})
+    stride = getattr(graph, 'mask_stride', None)
+    exporter.write(graph, tmp_path / 'model.onnx', {'mask_stride': stride})
     nodes = onnx.load(tmp_path / 'model.onnx').graph.node
     assert not {node.op_type for node in nodes} & {'If', 'Loop', 'Scan'}
     assert {node.domain for node in nodes} <= {'', 'ai.onnx'}
-    session = onnxruntime.InferenceSession(tmp_path / 'model.onnx')
-    for size in proof.SIZES if 'digits' in name else (*SMALL_SIZES, *LARGE_SIZES):
-        image = proof.made_image(*size)
-        outputs = session.run(None, {'image': proof.batch_of(image).numpy()})
-        found = dict(zip(graph.outputs, outputs, strict=True))
-        difference = proof.compare(found, proof.computed(model, image), size)
+    file = choices.File(tmp_path / 'model.onnx', model)
+    for size in proof.sizes_for(model, proof.SIZES if 'digits' in name else (*SMALL_SIZES, *LARGE_SIZES)):
+        difference, found = proof.difference_for(proof.made_image(*size), file, model)
+        print(size, proof.in_words(difference, found))
         # Of random weights' many boxes, some overlap by what NMS allows; rounding then decides which it keeps.
         assert difference.alone <= 0.05 * difference.found
         assert replace(difference, alone=0, tied=0).is_small(), (size, difference)
@@ -181,12 +185,20 @@ def test_small_images_are_padded_inside(small_sizes, tmp_path):
     assert logits.shape == (1, 11, 7, 40)
 
 
-def test_boxes_as_shares_of_an_image_do_not_count_its_padding():
-    graph = graphs.graph_of(build('deformable_detr_mpvit_s', small=True))
+@pytest.mark.parametrize(
+    ('name', 'size'),
+    [
+        ('deformable_detr_mpvit_s', (32, 40)),  # the backbone takes no smaller one
+        ('dino_mpvit_t_digits', (64, 64)),  # 8x8 pixels for 50 queries
+    ],
+)
+def test_boxes_as_shares_of_an_image_do_not_count_its_padding(name, size):
+    graph = graphs.graph_of(build(name, small='digits' not in name))
     image = torch.rand(1, 3, 20, 40) * 255
-    mean = graph.preprocessing.mean.expand(1, 3, 12, 40)  # what padding looks like
+    padded = graph.preprocessing.mean.expand(1, 3, *size).clone()
+    padded[..., :20, :40] = image
     boxes, scores, labels = graph(image)
-    expected, *others = graph(torch.cat([image, mean], 2))
+    expected, *others = graph(padded)
     torch.testing.assert_close(boxes, torch.minimum(expected, torch.tensor([40.0, 20, 40, 20])))
     torch.testing.assert_close([scores, labels], others)
 
@@ -214,6 +226,27 @@ def test_threshold_is_lowered_for_a_detector_that_finds_nothing(small_sizes, tmp
     lines = export(build('maskrcnn_mpvit_t_digits', **{'model.test_cfg.rcnn.score_thr': 0.9}), tmp_path / 'model.onnx')
     assert 'few boxes: the same again with a lower score threshold' in lines
     assert Model(tmp_path / 'model.onnx').metadata['thresholds']['score'] == 0.9
+
+
+@pytest.mark.parametrize(('chosen', 'error'), [([2, 0], 0), ([2, 1], 0), ([0, 2], 1), ([2, 2], 1), ([2, 3], 1)])
+def test_model_selects_what_its_file_selected(chosen, error):
+    x = torch.tensor([[0.0, 1e-7, 1.0, -1.0]])
+    with choices.Following([np.array([chosen])]) as following:
+        values, indices = torch.topk(x, k=2, dim=1)
+        own = torch.topk(x, k=2, dim=1)[1]  # its file chose once
+    assert indices.tolist() == [chosen]
+    assert values.tolist() == x[:, chosen].tolist()
+    assert own.tolist() == [[2, 1]]
+    assert following.error == pytest.approx(error / float(x.std()), abs=1e-6)
+
+
+@pytest.mark.parametrize(('below', 'error'), [([True, True, False], 0), ([True, False, False], 0), ([True] * 3, 0.2)])
+def test_model_compares_as_its_file_did(below, error):
+    x = torch.tensor([0.2, 0.5 - 3e-8, 0.7])
+    with choices.Following([np.array(below)]) as following:
+        assert (x < 0.5).tolist() == below
+        assert (x < 0.5).tolist() == [True, True, False]
+    assert following.error == pytest.approx(error / float(x.std()), abs=1e-6)
 
 
 FAR = [[100 * i, 0, 100 * i + 50, 50] for i in range(30)]
@@ -354,10 +387,7 @@ def test_half_takes_half_the_room(mask_rcnn):
     [
         ('maskrcnn_mpvit_t_digits', {'model.test_cfg.rcnn.nms.type': 'soft_nms'}, 'only nms='),
         ('upernet_mpvit_t_digits', {'model.test_cfg.mode': 'slide'}, "mode='slide'"),
-        ('deformable_detr_mpvit_s', {'model.data_preprocessor.pad_size_divisor': 32}, 'set .*pad_size_divisor=1'),
-        ('deformable_detr_mpvit_s', {'model.as_two_stage': True, 'model.with_box_refine': True}, 'as_two_stage=False'),
-        ('dino_mpvit_t_digits', {}, 'DINO has no graph; these have one'),
-        ('mask2former_mpvit_t_digits', {}, 'Mask2Former has no graph; these have one'),
+        ('dino_mpvit_t_digits', {'model.data_preprocessor.pad_size_divisor': 32}, 'set .*pad_size_divisor=1'),
         ('maskrcnn_mpvit_t_digits', {'model.type': 'HybridTaskCascade'}, 'has no graph; these have one'),
     ],
 )
@@ -370,6 +400,13 @@ def test_what_cannot_be_exported_is_refused(name, options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         export(model, tmp_path / 'model.onnx')
     assert list(tmp_path.iterdir()) == []
+
+
+def test_mask2former_without_instances_is_refused():
+    model = build('mask2former_mpvit_t_digits')
+    model.panoptic_fusion_head.test_cfg.instance_on = False
+    with pytest.raises(ValueError, match='set .*instance_on=True'):
+        graphs.graph_of(model)
 
 
 @pytest.mark.parametrize('name', ['atss_mpvit_s', 'deformable_detr_mpvit_s'])

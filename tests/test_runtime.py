@@ -33,7 +33,7 @@ from torch.nn.functional import interpolate
 
 from mmvit.deploy import runtime
 from mmvit.deploy.preprocessing import resize_rule
-from mmvit.deploy.runtime import Model, Result, draw, encode, paste, read_image, resize, working_size
+from mmvit.deploy.runtime import Model, Result, draw, encode, image_frames, paste, read_image, resize, working_size
 
 RULE = dict(scale=[96, 64], keep_ratio=True, rounding='mmcv', interpolation='bilinear')
 # The boxes of the hand-made detector, in parts of the input's width and height.
@@ -300,7 +300,7 @@ def test_masks_are_pasted_as_mmdet_pastes_them():
     boxes[20:30] = boxes[20:30].clip(0, [width, height, width, height])
     boxes[20:30, 2:] = np.maximum(boxes[20:30, 2:], boxes[20:30, :2] + 0.25)
     masks = cv2.GaussianBlur(rng.random((28, 28, 60)), (0, 0), 2).transpose(2, 0, 1).astype(np.float32)
-    found = paste(masks, boxes, (height, width), 0.5)
+    found = paste(masks, boxes, boxes, (height, width), 0.5)
     expected, _ = _do_paste_mask(
         torch.from_numpy(masks)[:, None], torch.from_numpy(boxes), height, width, skip_empty=False
     )
@@ -312,7 +312,27 @@ def test_masks_are_pasted_as_mmdet_pastes_them():
 def test_a_box_without_an_area_has_no_mask():
     boxes = np.array([[3, 3, 3, 9], [3, 4.5, 9, 4.5]], np.float32)
     with np.errstate(all='raise'):
-        assert not paste(np.ones((2, 28, 28), np.float32), boxes, (12, 12), 0.5).any()
+        assert not paste(np.ones((2, 28, 28), np.float32), boxes, boxes, (12, 12), 0.5).any()
+
+
+def test_masks_of_the_whole_image(photo, tmp_path):
+    """As Mask2Former gives them: their cells are pixels of the padded image, and count within the box."""
+    result = Model(detector(tmp_path, mask_stride=4, mask_threshold=0.0))(photo)
+    for mask, (left, top, right, bottom) in zip(result.masks, result.boxes.round().astype(int), strict=True):
+        assert mask[top:bottom, left:right].all()
+        assert mask.sum() <= (right - left + 4) * (bottom - top + 4)
+
+
+def test_masks_of_the_whole_image_are_enlarged_as_pytorch_does():
+    rng = np.random.default_rng(0)
+    masks = cv2.GaussianBlur(rng.normal(size=(24, 32, 6)), (0, 0), 2).transpose(2, 0, 1).astype(np.float32)
+    size = (90, 121)  # of the image; the network saw it padded to 96x128
+    boxes = np.tile(np.float32([0, 0, size[1], size[0]]), (6, 1))
+    found = paste(masks, boxes, image_frames(masks, 4, np.ones(2)), size, 0.0)
+    expected = interpolate(torch.from_numpy(masks)[None], scale_factor=4, mode='bilinear')[0] > 0
+    expected = expected.numpy()[:, : size[0], : size[1]]
+    assert 0.2 < expected.mean() < 0.8
+    assert (found != expected).mean() <= 1e-4
 
 
 @pytest.mark.parametrize('fill', [0.0, 0.5, 1.0])
@@ -617,11 +637,11 @@ def visit(node_modules, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('interpolation', ['bilinear', 'antialiased'])
-@pytest.mark.parametrize('size', [(96, 64), (1000, 700)])
-def test_the_page_finds_what_python_finds(interpolation, size, visit, photo, tmp_path):
+@pytest.mark.parametrize(('size', 'mask_stride'), [((96, 64), None), ((1000, 700), None), ((96, 64), 4)])
+def test_the_page_finds_what_python_finds(interpolation, size, mask_stride, visit, photo, tmp_path):
     shutil.copy(photo, tmp_path)
     rule = dict(scale=size, keep_ratio=True, rounding='mmcv', interpolation=interpolation)
-    expected = Model(detector(tmp_path, resize=rule))(photo)
+    expected = Model(detector(tmp_path, resize=rule, mask_stride=mask_stride))(photo)
     found = visit('photo.png')
     assert found['status'].startswith('3 found in')
     labels, *numbers, areas = zip(*found['found'], strict=True)

@@ -46,11 +46,16 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from mmvit.commands import check_folder
-from mmvit.deploy import exporter, files, proof, smaller
+from mmvit.deploy import exporter, files
 from mmvit.deploy.graphs import graph_of
 from mmvit.deploy.runtime import ENGINES, Model
 from mmvit.environment import installed_version
 from mmvit.models.base import Backbone
+
+try:
+    from mmvit.deploy import proof, smaller
+except ImportError as error:
+    sys.exit(f"error: {error}: run `pip install 'mmvit[deploy]'`, or 'mmvit[openvino]' for both engines")
 
 TORCH = ('torch', 'torch@compile')
 FORMS = (*TORCH, 'onnxruntime', 'onnxruntime@int8', 'openvino', 'openvino@bf16', 'openvino@int8', 'openvino@int8+bf16')

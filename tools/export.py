@@ -2,8 +2,8 @@
 
     python tools/export.py configs/maskrcnn_mpvit_s.py work_dirs/maskrcnn_mpvit_s/epoch_12.pth -o model.onnx
 
-It takes RetinaNet, ATSS, Faster, Mask and Cascade R-CNN and Deformable DETR of mmdet and the EncoderDecoder of mmseg.
-docs/deploy.md says what the file takes and gives, and how to run it without PyTorch.
+It takes RetinaNet, ATSS, Faster, Mask and Cascade R-CNN, Deformable DETR, DINO and Mask2Former of mmdet and the
+EncoderDecoder of mmseg. docs/deploy.md says what the file takes and gives, and how to run it without PyTorch.
 """
 
 import argparse

@@ -191,7 +191,10 @@ async function run(image) {
     const factors = [image.width / inside.width, image.height / inside.height];
     const box = Array.from(outputs.boxes.data.subarray(n * 4, n * 4 + 4), (side, i) => side * factors[i % 2]);
     const [, rows, columns] = outputs.masks?.dims ?? [];
-    const mask = outputs.masks && paste(outputs.masks.data.subarray(n * rows * columns), rows, columns, box, image);
+    const stride = model.metadata.mask_stride; // if any, a mask fills the padded image, otherwise its box
+    const frame = stride ? [0, 0, columns * stride * factors[0], rows * stride * factors[1]] : box;
+    const cells = outputs.masks?.data.subarray(n * rows * columns, (n + 1) * rows * columns);
+    const mask = cells && paste(cells, rows, columns, box, frame, image);
     return { score, label: Number(outputs.labels.data[n]), box, mask };
   });
   return { seconds, instances };
@@ -199,8 +202,8 @@ async function run(image) {
 
 // After it.
 
-// The pixels (indices into the image) whose mask, enlarged linearly to its box, reaches the threshold.
-function paste(mask, rows, columns, [left, top, right, bottom], { width, height }) {
+// The pixels (indices into the image) of a box whose mask, enlarged linearly to its frame, reaches the threshold.
+function paste(mask, rows, columns, [left, top, right, bottom], [x0, y0, x1, y1], { width, height }) {
   const inside = [];
   if (!(left < right && top < bottom)) return inside;
   const range = (low, high, limit) => [Math.max(Math.floor(low) - 1, 0), Math.min(Math.ceil(high) + 1, limit)];
@@ -208,10 +211,10 @@ function paste(mask, rows, columns, [left, top, right, bottom], { width, height 
   const [firstRow, endRow] = range(top, bottom, height);
   const [firstColumn, endColumn] = range(left, right, width);
   for (let y = firstRow; y < endRow; y++) {
-    const v = ((y + 0.5 - top) / (bottom - top)) * rows - 0.5;
+    const v = ((y + 0.5 - y0) / (y1 - y0)) * rows - 0.5;
     const row = Math.floor(v);
     for (let x = firstColumn; x < endColumn; x++) {
-      const u = ((x + 0.5 - left) / (right - left)) * columns - 0.5;
+      const u = ((x + 0.5 - x0) / (x1 - x0)) * columns - 0.5;
       const column = Math.floor(u);
       const above = at(row, column) * (column + 1 - u) + at(row, column + 1) * (u - column);
       const below = at(row + 1, column) * (column + 1 - u) + at(row + 1, column + 1) * (u - column);

@@ -7,6 +7,7 @@ the time and 90 MiB.
 
 from __future__ import annotations
 
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -45,13 +46,14 @@ _tables: WeakKeyDictionary[nn.Module, tuple[tuple[int, int], Tensor, WholeTable]
 
 def relative_position(self: Stage, size: tuple[int, int]) -> RelativePosition | WholeTable:
     """``Stage.relative_position`` with a whole table, which is kept for the next image of the same size."""
+    make = partial(type(self).relative_position, self)  # a stage that is exported has another method of this name
     keys = (size[0] // self.reduction, size[1] // self.reduction)
     if self.relative_pos.shape[1] * prod(size) * prod(keys) > LARGEST_TABLE:
-        return self.relative_position(size)
+        return make(size)
     kept = _tables.get(self)  # read once: another thread may replace it
     if kept is None or kept[0] != size or not is_same(kept[1], self.relative_pos):
         give_back(self)  # before another is made
-        kept = size, self.relative_pos.detach().clone(), WholeTable(self.relative_position(size))
+        kept = size, self.relative_pos.detach().clone(), WholeTable(make(size))
         _tables[self] = kept
     return kept[2]
 

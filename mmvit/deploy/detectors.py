@@ -31,7 +31,7 @@ class Detector(nn.Module):
         divisor = model.data_preprocessor.pad_size_divisor
         self.preprocessing = Preprocessing(model.data_preprocessor, divisor, min_size(model))
         self.backbone = model.backbone
-        self.neck = model.neck
+        self.neck = model.neck if model.with_neck else nn.Identity()
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         maps = self.neck(self.backbone(self.preprocessing(image)))

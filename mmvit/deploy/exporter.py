@@ -55,8 +55,8 @@ def export(
     gets the accuracy of both.
 
     Args:
-        model: One of mmvit's backbones, a RetinaNet, ATSS, Faster, Mask or Cascade R-CNN or Deformable DETR of mmdet,
-            or an EncoderDecoder of mmseg.
+        model: One of mmvit's backbones, or a RetinaNet, ATSS, Faster, Mask or Cascade R-CNN, Deformable DETR, DINO or
+            Mask2Former of mmdet, or an EncoderDecoder of mmseg.
         path: The file, ``*.onnx``, or ``*.xml`` in OpenVINO's format, whose weights lie beside it in ``*.bin``.
         config: Of the model: its test pipeline and its text go into the file. The default is ``model.cfg``. A backbone
             needs none.
@@ -202,6 +202,7 @@ def describe(
         raise ValueError(f'the model has {num_classes(model)} classes, but {len(names)} names were given')
     colours = known.get('palette')
     test_cfg = getattr(model.test_cfg, 'rcnn', model.test_cfg)
+    mask_stride = getattr(graph, 'mask_stride', None)  # then masks are logits
     return dict(
         version=mmvit.__version__,
         task=TASKS.get(graph.outputs, 'instance'),
@@ -210,11 +211,12 @@ def describe(
         mean=graph.preprocessing.mean.flatten().tolist(),
         std=graph.preprocessing.std.flatten().tolist(),
         resize=preprocessing.resize_rule(config.test_dataloader.dataset.pipeline),
-        mask_threshold=test_cfg.get('mask_thr_binary'),
+        mask_stride=mask_stride,
+        mask_threshold=0 if mask_stride else test_cfg.get('mask_thr_binary'),
         thresholds=dict(
             score=test_cfg.get('score_thr'),
             nms=test_cfg.get('nms', {}).get('iou_threshold'),
-            max_per_image=test_cfg.get('max_per_img'),
+            max_per_image=test_cfg.get('max_per_img', test_cfg.get('max_per_image')),
         ),
         config=config.pretty_text,
     )
@@ -222,7 +224,8 @@ def describe(
 
 def num_classes(model: Any) -> int:
     """How many classes a detector or segmenter tells apart."""
-    head = getattr(model, 'decode_head', None) or getattr(model, 'bbox_head', None) or model.roi_head.bbox_head
+    names = ('decode_head', 'bbox_head', 'panoptic_head')
+    head = next((getattr(model, name) for name in names if hasattr(model, name)), None) or model.roi_head.bbox_head
     heads: Any = head if isinstance(head, nn.ModuleList) else [head]
     return heads[-1].num_classes
 

@@ -46,8 +46,12 @@ class Preprocessing(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """RGB images (B, 3, H, W) from 0 to 255 -> what the backbone takes."""
         x = image.flip(1) if self.is_bgr else image
-        height, width = (self.missing(size) for size in image.shape[2:])
-        return F.pad((x - self.mean) / self.std, (0, width, 0, height), value=self.pad_value)
+        bottom, right = self.padding(image.shape[2], image.shape[3])
+        return F.pad((x - self.mean) / self.std, (0, right, 0, bottom), value=self.pad_value)
+
+    def padding(self, height: int, width: int) -> tuple[int, int]:
+        """Pixels to add at the bottom and at the right of an image."""
+        return self.missing(height), self.missing(width)
 
     def missing(self, size: int) -> int:
         """Pixels to add to a side of this many."""

@@ -10,11 +10,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from mmvit.deploy.runtime import paste
+from mmvit.deploy.choices import File, Following
+from mmvit.deploy.runtime import image_frames, paste
 from mmvit.models.base import Backbone
 
 # Height and width of the images: odd, tiny, wide, tall, and the usual size.
@@ -39,7 +39,7 @@ class Difference:
         boxes: Coordinates, in pixels.
         scores: Of boxes.
         pixels: Share of pixels that are of another class, or in a mask of one result only.
-        features: In standard deviations of a map.
+        features: In standard deviations of a map, or of what choices are made from.
         alone: Boxes without a partner.
         tied: Pairs of boxes that are elsewhere and have equal scores: which of them NMS keeps is left open.
         found: Boxes in all.
@@ -75,19 +75,36 @@ def prove(
     Raises:
         RuntimeError: It does not.
     """
-    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
-    names = [output.name for output in session.get_outputs()]
-    channels = session.get_inputs()[0].shape[1]
+    file = File(path, model)
     boxes = 0
-    for image in [*(made_image(*size, channels) for size in SIZES), *images]:
-        found = dict(zip(names, session.run(None, {'image': batch_of(image).numpy()}), strict=True))
-        difference = compare(found, computed(model, image), image.shape[:2])
+    for image in [*(made_image(*size, file.channels) for size in sizes_for(model, SIZES)), *images]:
+        difference, found = difference_for(image, file, model)
         size = f'{image.shape[0]}x{image.shape[1]}'
         log(f'  {size}: {in_words(difference, found)}')
         if not difference.is_small():
             raise RuntimeError(f'at {size} the file differs from the model in PyTorch: {in_words(difference, found)}')
         boxes += difference.found
     return boxes
+
+
+def sizes_for(model: Any, sizes: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
+    """Sizes of images, enlarged where a detector selects its queries from more pixels than its maps would have."""
+    if not getattr(model, 'as_two_stage', False):
+        return sizes
+    from mmvit.deploy.queries import Levels  # noqa: PLC0415  a segmenter needs no mmdet
+
+    levels = Levels(model)
+    return [levels.enlarged(*size) for size in sizes]
+
+
+def difference_for(image: np.ndarray, file: File, model: Any) -> tuple[Difference, Arrays]:
+    """The difference between what a file and its model give for an image (H, W, C), and what the file gives."""
+    found, choices = file(batch_of(image).numpy())
+    with Following(choices) as following:
+        expected = computed(model, image)
+    difference = compare(found, expected, image.shape[:2], file.mask_stride)
+    difference.features = max(difference.features, following.error)
+    return difference, found
 
 
 def made_image(height: int, width: int, channels: int = 3) -> np.ndarray:
@@ -140,10 +157,10 @@ def new_sample(model: Any) -> Callable[..., Any]:
     return DetDataSample
 
 
-def compare(found: Arrays, expected: Arrays, size: tuple[int, int]) -> Difference:
+def compare(found: Arrays, expected: Arrays, size: tuple[int, int], mask_stride: int | None = None) -> Difference:
     """The difference between a file's outputs and what :func:`computed` gives, for an image of this size."""
     if 'boxes' in found:
-        return compare_boxes(found, expected, size)
+        return compare_boxes(found, expected, size, mask_stride)
     difference = Difference()
     for name, array in found.items():
         if name == 'classes':
@@ -155,7 +172,7 @@ def compare(found: Arrays, expected: Arrays, size: tuple[int, int]) -> Differenc
     return difference
 
 
-def compare_boxes(found: Arrays, expected: Arrays, size: tuple[int, int]) -> Difference:
+def compare_boxes(found: Arrays, expected: Arrays, size: tuple[int, int], mask_stride: int | None) -> Difference:
     pairs, tied = partners(found, expected)
     alone = len(found['boxes']) + len(expected['boxes']) - 2 * (len(pairs) + tied)
     difference = Difference(alone=alone, tied=tied, found=len(pairs))
@@ -164,7 +181,9 @@ def compare_boxes(found: Arrays, expected: Arrays, size: tuple[int, int]) -> Dif
         difference.boxes = float(np.abs(found['boxes'][ours] - expected['boxes'][theirs]).max())
         difference.scores = float(np.abs(found['scores'][ours] - expected['scores'][theirs]).max())
     if pairs and 'masks' in found:
-        pasted = paste(found['masks'][ours], expected['boxes'][theirs], size, threshold=0.5)
+        masks, boxes = found['masks'][ours], expected['boxes'][theirs]
+        frames = image_frames(masks, mask_stride, np.ones(2)) if mask_stride else boxes
+        pasted = paste(masks, boxes, frames, size, threshold=0 if mask_stride else 0.5)
         difference.pixels = float(np.mean(pasted != expected['masks'][theirs]))
     return difference
 
@@ -177,15 +196,16 @@ def partners(found: Arrays, expected: Arrays) -> tuple[list[tuple[int, int]], in
     pairs, left = [], []
     free = set(range(len(expected['boxes'])))
 
-    def candidates(i: int, least: float) -> list[int]:
-        """Free boxes that are like this one, but for their place."""
+    def candidates(i: int, least: float) -> dict[int, float]:
+        """Free boxes that are like this one, but for their place, and how far off their scores are."""
         scores = np.abs(found['scores'][i] - expected['scores'])
-        return [j for j in free if scores[j] <= least and found['labels'][i] == expected['labels'][j]]
+        return {j: scores[j] for j in free if scores[j] <= least and found['labels'][i] == expected['labels'][j]}
 
     for i, box in enumerate(found['boxes']):
-        distances = {j: np.abs(box - expected['boxes'][j]).max() for j in candidates(i, SCORE)}
+        likely = candidates(i, SCORE)
+        distances = {j: (np.abs(box - expected['boxes'][j]).max(), score) for j, score in likely.items()}
         nearest = min(distances, key=distances.__getitem__, default=None)
-        if nearest is not None and distances[nearest] <= BOX:
+        if nearest is not None and distances[nearest][0] <= BOX:
             pairs.append((i, nearest))
             free.remove(nearest)
         else:
@@ -193,7 +213,7 @@ def partners(found: Arrays, expected: Arrays) -> tuple[list[tuple[int, int]], in
     before = len(free)
     for i in left:
         if others := candidates(i, TIE):
-            free.remove(others[0])
+            free.remove(min(others))
     return pairs, before - len(free)
 
 
@@ -205,6 +225,7 @@ def in_words(difference: Difference, found: Arrays) -> str:
         return ', '.join(parts)
     words = f'{difference.found} boxes, {difference.boxes:.1e} px, score {difference.scores:.1e}'
     words += f', {difference.pixels:.1e} of the mask pixels' if 'masks' in found else ''
+    words += f', choices {difference.features:.1e} of the spread' if difference.features else ''
     words += f', {difference.tied} tied' if difference.tied else ''
     return words + (f', {difference.alone} without a partner' if difference.alone else '')
 

@@ -111,7 +111,9 @@ class Model:
         boxes = outputs['boxes'] / np.tile(scale.astype(np.float32), 2)
         result = Result(self.names, self.palette, boxes, outputs['scores'], outputs['labels'])
         if 'masks' in outputs:
-            result.masks = paste(outputs['masks'], boxes, size, self.metadata['mask_threshold'])
+            masks, stride = outputs['masks'], self.metadata.get('mask_stride')
+            frames = image_frames(masks, stride, scale) if stride else boxes
+            result.masks = paste(masks, boxes, frames, size, self.metadata['mask_threshold'])
         return result
 
 
@@ -214,17 +216,28 @@ def shrink(image: np.ndarray, height: int) -> np.ndarray:
 # After it.
 
 
-def paste(masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int], threshold: float) -> np.ndarray:
-    """Masks (N, h, w) of boxes (N, 4) in an image: (N, H, W) bool. A box without an area has no mask."""
+def paste(
+    masks: np.ndarray, boxes: np.ndarray, frames: np.ndarray, size: tuple[int, int], threshold: float
+) -> np.ndarray:
+    """Masks (N, h, w) that fill frames (N, 4), within boxes (N, 4) of an image: (N, H, W) bool.
+
+    A box without an area has no mask.
+    """
     height, width = size
     out = np.zeros((len(masks), height, width), bool)
-    for pasted, mask, (left, top, right, bottom) in zip(out, masks, boxes, strict=True):
+    for pasted, mask, (left, top, right, bottom), (x1, y1, x2, y2) in zip(out, masks, boxes, frames, strict=True):
         if left < right and top < bottom:
             rows, columns = sides = covered(top, bottom, height), covered(left, right, width)
-            pasted[sides] = (
-                taps(rows, top, bottom, len(mask)) @ mask @ taps(columns, left, right, len(mask[0])).T >= threshold
-            )
+            down, across = taps(rows, y1, y2, len(mask)), taps(columns, x1, x2, len(mask[0]))
+            pasted[sides] = down @ mask @ across.T >= threshold
     return out
+
+
+def image_frames(masks: np.ndarray, stride: int, scale: np.ndarray) -> np.ndarray:
+    """The frames (N, 4) of masks (N, h, w) of a whole padded image: a cell is ``stride`` pixels of the input wide."""
+    rows, columns = masks.shape[1:]
+    frame = np.array([0, 0, columns * stride, rows * stride]) / np.tile(scale, 2)
+    return np.tile(frame.astype(np.float32), (len(masks), 1))
 
 
 def covered(low: float, high: float, limit: int) -> slice:

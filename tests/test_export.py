@@ -24,7 +24,9 @@ from torch import nn
 from versions import needs_torch
 
 from mmvit.checkpoints.trained import load_trained
-from mmvit.deploy import exporter, graphs
+from mmvit.cpu.pyramid_tnt import WholeTable
+from mmvit.deploy import backbones, exporter, graphs, preprocessing
+from mmvit.models import PyramidTNT, pyramid_tnt
 
 onnx = pytest.importorskip('onnx', reason="needs the extra 'deploy'")
 onnxruntime = pytest.importorskip('onnxruntime', reason="needs the extra 'deploy'")
@@ -142,15 +144,13 @@ def test_boxes_that_are_refined(as_two_stage, tmp_path):
 
 def compare_with_file(model, name, tmp_path):
     graph = graphs.graph_of(model, with_logits=hasattr(model, 'decode_head'))
-    stride = getattr(graph, 'mask_stride', None)
-    exporter.write(graph, tmp_path / 'model.onnx', {'mask_stride': stride})
+    exporter.write(graph, tmp_path / 'model.onnx', exporter.describe(model, graph, model.cfg, None, None))
     nodes = onnx.load(tmp_path / 'model.onnx').graph.node
     assert not {node.op_type for node in nodes} & {'If', 'Loop', 'Scan'}
     assert {node.domain for node in nodes} <= {'', 'ai.onnx'}
-    file = choices.File(tmp_path / 'model.onnx', model)
-    for size in proof.sizes_for(model, proof.SIZES if 'digits' in name else (*SMALL_SIZES, *LARGE_SIZES)):
-        difference, found = proof.difference_for(proof.made_image(*size), file, model)
-        print(size, proof.in_words(difference, found))
+    file, enlarged = choices.FileWithChoices(tmp_path / 'model.onnx', model), proof.enlarging(model)
+    for size in map(enlarged, proof.SIZES if 'digits' in name else (*SMALL_SIZES, *LARGE_SIZES)):
+        difference, _ = proof.difference_for(proof.made_image(*size), file, model)
         # Of random weights' many boxes, some overlap by what NMS allows; rounding then decides which it keeps.
         assert difference.alone <= 0.05 * difference.found
         assert replace(difference, alone=0, tied=0).is_small(), (size, difference)
@@ -402,11 +402,62 @@ def test_what_cannot_be_exported_is_refused(name, options, message, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_mask2former_without_instances_is_refused():
+def test_mask2former_without_instances_or_padding_is_refused():
     model = build('mask2former_mpvit_t_digits')
+    model.data_preprocessor.pad_size_divisor = 2
+    with pytest.raises(ValueError, match='set .*pad_size_divisor=32'):
+        graphs.graph_of(model)
+    model.data_preprocessor.pad_size_divisor = 32
     model.panoptic_fusion_head.test_cfg.instance_on = False
     with pytest.raises(ValueError, match='set .*instance_on=True'):
         graphs.graph_of(model)
+
+
+def test_file_of_a_panoptic_model_may_find_no_thing(tmp_path):
+    model = build('mask2former_pyramid_tnt_s_panoptic', small=True)
+    head = model.panoptic_head
+    head.cls_embed.bias.data[: head.num_things_classes] = -100
+    graph = graphs.graph_of(model)
+    exporter.write(graph, tmp_path / 'model.onnx', exporter.describe(model, graph, model.cfg, None, None))
+    session = onnxruntime.InferenceSession(tmp_path / 'model.onnx')
+    assert session.get_outputs()[3].shape == ['found', 'mask_height', 'mask_width']
+    boxes, scores, labels, masks = session.run(None, {'image': proof.batch_of(proof.made_image(64, 96)).numpy()})
+    assert [len(boxes), len(scores), len(labels)] == [0, 0, 0]
+    assert masks.shape == (0, 16, 24)
+
+
+@pytest.mark.parametrize('name', [f'mask2former_mpvit_s{kind}' for kind in ('', '_panoptic', '_ade20k')])
+def test_full_recipes_can_be_described(name):
+    pipeline = Config.fromfile(f'configs/{name}.py').test_dataloader.dataset.pipeline
+    interpolation = 'bilinear_float32' if name == 'mask2former_mpvit_s' else 'bilinear'
+    assert preprocessing.resize_rule(pipeline)['interpolation'] == interpolation
+
+
+def test_small_pictures_take_no_part_in_a_proof_that_needs_many_pixels(tmp_path, monkeypatch):
+    monkeypatch.setattr(proof, 'SIZES', ((33, 47),))
+    images = [proof.made_image(*size) for size in ((40, 30), (64, 80))]
+    lines = export(build('dino_mpvit_t_digits'), tmp_path / 'model.onnx', images=images)
+    sizes = [line.split(':')[0].strip() for line in lines if line.startswith('  ')]
+    assert sizes == ['64x64', '40x30', '64x80']
+    assert '  40x30: left out, because the model in PyTorch does not take images that small' in lines
+    session = onnxruntime.InferenceSession(tmp_path / 'model.onnx')
+    for image in images:  # the file takes them
+        boxes = session.run(['boxes'], {'image': proof.batch_of(image).numpy()})[0]
+        assert np.isfinite(boxes).all()
+        assert boxes.max() <= max(image.shape)
+
+
+def test_positions_of_a_pyramid_tnt_are_resized_by_products():
+    model = PyramidTNT('tiny')
+    graph = graphs.graph_of(model)
+    stage, recorded = model.stages[0], graph.backbone.stages[0]
+    for size in ((13, 7), (24, 24), (50, 84)):
+        table = torch.randn(2, 24 * 24, 5)
+        torch.testing.assert_close(backbones.resize(table, (24, 24), size), pyramid_tnt.resize(table, (24, 24), size))
+    assert isinstance(recorded.relative_position((13, 7)), WholeTable)
+    assert isinstance(stage.relative_position((13, 7)), pyramid_tnt.RelativePosition)  # the user's model
+    expected = WholeTable(stage.relative_position((13, 7)))
+    torch.testing.assert_close(recorded.relative_position((13, 7)).table, expected.table)
 
 
 @pytest.mark.parametrize('name', ['atss_mpvit_s', 'deformable_detr_mpvit_s'])

@@ -98,14 +98,14 @@ function workingSize(height, width, { scale, keep_ratio, rounding }) {
 
 // Both ways of resizing take the rows of an RGBA image, and columns as rows of the transposed image.
 
-// As OpenCV: two neighbours, in 11 bits each.
+// As OpenCV: two neighbours, in shares of 1.
 function neighbours(from, to, isInside) {
   return Array.from({ length: to }, (_, index) => {
     const position = Math.fround(((index + 0.5) * from) / to - 0.5);
     const first = Math.floor(position);
     const part = isInside && (first < 0 || first >= from - 1) ? 0 : Math.fround(position - first);
     const clip = (at) => Math.min(Math.max(at, 0), from - 1);
-    return [clip(first), clip(first + 1), halfToEven((1 - part) * 2048), halfToEven(part * 2048)];
+    return [clip(first), clip(first + 1), 1 - part, part];
   });
 }
 
@@ -114,9 +114,15 @@ function halfToEven(x) {
   return x - low === 0.5 ? low + (low % 2) : Math.round(x);
 }
 
-function bilinear({ width, height, data }, size) {
-  const columns = neighbours(width, size.width, true);
-  const widened = new Int32Array(height * size.width * 4);
+// In float32, or as OpenCV does in integers: the shares have 11 bits.
+function bilinear({ width, height, data }, size, isFloat) {
+  const inBits = ([first, second, ...shares]) => [first, second, ...shares.map((share) => halfToEven(share * 2048))];
+  const taps = (...sides) => (isFloat ? neighbours(...sides) : neighbours(...sides).map(inBits));
+  const mix = isFloat
+    ? (above, a, below, b) => above * a + below * b
+    : (above, a, below, b) => (((a * (above >> 4)) >> 16) + ((b * (below >> 4)) >> 16) + 2) >> 2;
+  const columns = taps(width, size.width, true);
+  const widened = new (isFloat ? Float32Array : Int32Array)(height * size.width * 4);
   for (let y = 0, out = 0; y < height; y++) {
     for (const [first, second, a, b] of columns) {
       for (let c = 0; c < 4; c++) {
@@ -124,14 +130,11 @@ function bilinear({ width, height, data }, size) {
       }
     }
   }
-  const resized = new Uint8ClampedArray(size.height * size.width * 4);
+  const resized = new (isFloat ? Float32Array : Uint8ClampedArray)(size.height * size.width * 4);
+  const row = size.width * 4;
   let out = 0;
-  for (const [first, second, a, b] of neighbours(height, size.height, false)) {
-    for (let x = 0; x < size.width * 4; x++) {
-      const above = widened[first * size.width * 4 + x] >> 4;
-      const below = widened[second * size.width * 4 + x] >> 4;
-      resized[out++] = (((a * above) >> 16) + ((b * below) >> 16) + 2) >> 2;
-    }
+  for (const [first, second, a, b] of taps(height, size.height, false)) {
+    for (let x = 0; x < row; x++) resized[out++] = mix(widened[first * row + x], a, widened[second * row + x], b);
   }
   return { ...size, data: resized };
 }
@@ -174,7 +177,8 @@ function antialiased(image, size) {
 function resize(image, rule) {
   if (!rule) return image;
   const size = workingSize(image.height, image.width, rule);
-  return rule.interpolation === 'bilinear' ? bilinear(image, size) : antialiased(image, size);
+  if (rule.interpolation === 'antialiased') return antialiased(image, size);
+  return bilinear(image, size, rule.interpolation === 'bilinear_float32');
 }
 
 async function run(image) {
@@ -194,8 +198,7 @@ async function run(image) {
     const stride = model.metadata.mask_stride; // if any, a mask fills the padded image, otherwise its box
     const frame = stride ? [0, 0, columns * stride * factors[0], rows * stride * factors[1]] : box;
     const cells = outputs.masks?.data.subarray(n * rows * columns, (n + 1) * rows * columns);
-    const mask = cells && paste(cells, rows, columns, box, frame, image);
-    return { score, label: Number(outputs.labels.data[n]), box, mask };
+    return { score, label: Number(outputs.labels.data[n]), box, frame, cells, rows, columns };
   });
   return { seconds, instances };
 }
@@ -203,11 +206,11 @@ async function run(image) {
 // After it.
 
 // The pixels (indices into the image) of a box whose mask, enlarged linearly to its frame, reaches the threshold.
-function paste(mask, rows, columns, [left, top, right, bottom], [x0, y0, x1, y1], { width, height }) {
+function paste({ box: [left, top, right, bottom], frame: [x0, y0, x1, y1], cells, rows, columns }, { width, height }) {
   const inside = [];
   if (!(left < right && top < bottom)) return inside;
   const range = (low, high, limit) => [Math.max(Math.floor(low) - 1, 0), Math.min(Math.ceil(high) + 1, limit)];
-  const at = (y, x) => (y >= 0 && y < rows && x >= 0 && x < columns ? mask[y * columns + x] : 0);
+  const at = (y, x) => (y >= 0 && y < rows && x >= 0 && x < columns ? cells[y * columns + x] : 0);
   const [firstRow, endRow] = range(top, bottom, height);
   const [firstColumn, endColumn] = range(left, right, width);
   for (let y = firstRow; y < endRow; y++) {
@@ -226,7 +229,8 @@ function paste(mask, rows, columns, [left, top, right, bottom], [x0, y0, x1, y1]
 
 function show() {
   const least = Number(page('score').value);
-  const shown = result.instances.filter(({ score }) => score >= least);
+  const instances = result.instances.filter(({ score }) => score >= least);
+  const shown = instances.map((instance) => ({ ...instance, mask: instance.cells && paste(instance, picture) }));
   draw(shown);
   const rows = shown.map(({ label, score, box, mask }) => {
     const row = document.createElement('tr');

@@ -1,7 +1,7 @@
 """What makes backbones fast in engines. Their files are right without it.
 
-PyramidTNT-S at 800x1333 (float32, 2 cores of an AMD EPYC with AVX-512) takes 0.53 of its time in onnxruntime 1.32 and
-0.71 in OpenVINO 2026.4. Half of what onnxruntime gains comes from the products that resize. The whole tables take
+PyramidTNT-S at 800x1333 (float32, 2 cores of an AMD EPYC with AVX-512) takes 0.51 of its time in onnxruntime 1.32 and
+0.70 in OpenVINO 2026.4. Half of what onnxruntime gains comes from the products that resize. The whole tables take
 240 to 420 MiB.
 """
 
@@ -42,6 +42,7 @@ class ByProducts(RelativePosition):
     """A relative position that is resized by products."""
 
     def resized(self, table: Tensor, trained: Grid, size: Grid) -> Tensor:
+        """As :func:`resize`."""
         return resize(table, trained, size)
 
 

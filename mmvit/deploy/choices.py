@@ -21,11 +21,11 @@ from torch.overrides import TorchFunctionMode
 
 from mmvit.deploy import smaller
 
-HALF = 0.5  # Mask2Former's queries do not look where a probability is below it
+MASK_PROBABILITY = 0.5  # a query of Mask2Former does not look where its mask's probability is below it
 
 
-class File:
-    """An exported file that also says how it chose.
+class FileWithChoices:
+    """An exported file that also returns how it chose.
 
     Args:
         path: The file.
@@ -46,7 +46,11 @@ class File:
         self.channels: int = self.session.get_inputs()[0].shape[1]
 
     def __call__(self, batch: np.ndarray) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
-        """Outputs by name, and choices in their order, for images (B, C, H, W)."""
+        """Outputs by name, and choices in their order, for images (B, C, H, W).
+
+        A choice is the indices (B, k), int64, of a top k, or whether the pixels of a query's mask are below one half:
+        (B * heads, queries, pixels), bool.
+        """
         arrays = self.session.run(None, {'image': batch})
         return dict(zip(self.names, arrays, strict=False)), arrays[len(self.names) :]
 
@@ -64,11 +68,11 @@ class Following(TorchFunctionMode):
     """Within it a model chooses as its file did.
 
     Args:
-        choices: Of the file.
+        choices: Of the file, as :class:`FileWithChoices` returns them.
 
     Attributes:
-        error: By how much a choice was worse than the model's own, at most, in standard deviations of what it is made
-            from.
+        error: The largest distance of a value that the file chose otherwise from one that would be right, in standard
+            deviations of all values.
     """
 
     def __init__(self, choices: Sequence[np.ndarray]) -> None:
@@ -81,23 +85,24 @@ class Following(TorchFunctionMode):
             return own
         if func is torch.topk:
             return self.selection(args[0], own.values)
-        if func is torch.Tensor.lt and isinstance(args[1], float) and args[1] == HALF:
+        if func is torch.Tensor.lt and isinstance(args[1], float) and args[1] == MASK_PROBABILITY:
             return self.comparison(args[0], own)
         return own
 
     def selection(self, x: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-        """Values and indices (B, k) of the file's selection from (B, n)."""
+        """Values and indices (B, k) of the file's selection from values (B, n), whose k largest are ``own``."""
         indices = self.choices.pop(0)
         values = x.gather(1, indices)
         self.note(values - own, x)
         return values, indices
 
     def comparison(self, x: Tensor, own: Tensor) -> Tensor:
-        """Whether values are below one half, as the file says."""
+        """Whether probabilities are below one half, of the shape of ``x``, as the file says."""
         below = self.choices.pop(0)
-        self.note((x - HALF)[below != own], x)
+        self.note((x - MASK_PROBABILITY)[below != own], x)
         return below
 
     def note(self, differences: Tensor, x: Tensor) -> None:
+        """Take differences of any shape, and the values ``x`` that they are of, into account."""
         if differences.numel():
             self.error = max(self.error, float(differences.abs().max() / x.std()))

@@ -89,7 +89,7 @@ def export(
         log(f'recording {type(model).__name__}, opset {OPSET}')
         write(graph, proven, metadata)
         found = proof.prove(model, proven, images, log)
-        if 'boxes' in graph.outputs and found < proof.ENOUGH:
+        if 'boxes' in graph.outputs and found < proof.ENOUGH and proof.threshold_of(model):
             log('few boxes: the same again with a lower score threshold')
             model = proof.lenient(model)
             write(graph_of(model), lenient, metadata)
@@ -175,7 +175,10 @@ def open_axes(graph: Any) -> dict[str, dict[int, str]]:
     """Names of the axes whose length the file leaves open."""
     axes = {'image': {2: 'height', 3: 'width'}}
     if not has_open_batch(graph):
-        return axes | {name: {0: 'found'} for name in graph.outputs}
+        axes |= {name: {0: 'found'} for name in graph.outputs}
+        if hasattr(graph, 'mask_stride'):
+            axes['masks'] |= {1: 'mask_height', 2: 'mask_width'}
+        return axes
     axes['image'][0] = 'batch'
     for name in graph.outputs:
         first = 1 if name == 'classes' else 2

@@ -12,11 +12,11 @@ INTERPOLATION = {'cv2': 'bilinear', 'pillow': 'antialiased'}  # Pillow's bilinea
 # What every runner does or need not do, with the values that it can repeat.
 PLAIN: dict[str, dict[str, tuple]] = {
     'LoadImageFromFile': {
-        'to_float32': (False,),
         'color_type': ('color',),
         'imdecode_backend': ('cv2', 'pillow'),  # both read the files of a camera to the same pixels
     },
     'LoadAnnotations': {},
+    'LoadPanopticAnnotations': {},
     'PackDetInputs': {},
     'PackSegInputs': {},
 }
@@ -31,8 +31,8 @@ def resize_rule(test_pipeline: Sequence[Mapping[str, Any]]) -> dict[str, Any] | 
 
     Returns:
         ``scale`` as [width, height] in pixels (with ``keep_ratio`` the limits of the long and the short side, in any
-        order), ``keep_ratio``, ``rounding`` (``'mmcv'`` or ``'detectron2'``) and ``interpolation`` (``'bilinear'`` or
-        ``'antialiased'``). None: images keep their size.
+        order), ``keep_ratio``, ``rounding`` (``'mmcv'`` or ``'detectron2'``) and ``interpolation`` (``'bilinear'``,
+        ``'bilinear_float32'`` or ``'antialiased'``). None: images keep their size.
 
     Raises:
         ValueError: The pipeline does something else to an image.
@@ -40,6 +40,8 @@ def resize_rule(test_pipeline: Sequence[Mapping[str, Any]]) -> dict[str, Any] | 
     rules = [resize for step in test_pipeline if (resize := _read(step))]
     if len(rules) > 1:
         raise ValueError('the test pipeline resizes more than once, which an exported model cannot repeat: resize once')
+    if rules and any(step.get('to_float32') for step in test_pipeline):
+        rules[0]['interpolation'] = 'bilinear_float32'  # Pillow takes no such images
     return rules[0] if rules else None
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmvit.deploy.choices import File, Following
+from mmvit.deploy.choices import FileWithChoices, Following
 from mmvit.deploy.runtime import image_frames, paste
 from mmvit.models.base import Backbone
 
@@ -75,11 +75,16 @@ def prove(
     Raises:
         RuntimeError: It does not.
     """
-    file = File(path, model)
+    file = FileWithChoices(path, model)
     boxes = 0
-    for image in [*(made_image(*size, file.channels) for size in sizes_for(model, SIZES)), *images]:
+    enlarged = enlarging(model)
+    for image in [*(made_image(*enlarged(size), file.channels) for size in SIZES), *images]:
+        height, width = image.shape[:2]
+        size = f'{height}x{width}'
+        if enlarged((height, width)) != (height, width):
+            log(f'  {size}: left out, because the model in PyTorch does not take images that small')
+            continue
         difference, found = difference_for(image, file, model)
-        size = f'{image.shape[0]}x{image.shape[1]}'
         log(f'  {size}: {in_words(difference, found)}')
         if not difference.is_small():
             raise RuntimeError(f'at {size} the file differs from the model in PyTorch: {in_words(difference, found)}')
@@ -87,17 +92,17 @@ def prove(
     return boxes
 
 
-def sizes_for(model: Any, sizes: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
-    """Sizes of images, enlarged where a detector selects its queries from more pixels than its maps would have."""
+def enlarging(model: Any) -> Callable[[tuple[int, int]], tuple[int, int]]:
+    """What enlarges the size of an image, if a detector selects more queries than its maps would have pixels."""
     if not getattr(model, 'as_two_stage', False):
-        return sizes
+        return lambda size: size
     from mmvit.deploy.queries import Levels  # noqa: PLC0415  a segmenter needs no mmdet
 
     levels = Levels(model)
-    return [levels.enlarged(*size) for size in sizes]
+    return lambda size: levels.enlarged(*size)
 
 
-def difference_for(image: np.ndarray, file: File, model: Any) -> tuple[Difference, Arrays]:
+def difference_for(image: np.ndarray, file: FileWithChoices, model: Any) -> tuple[Difference, Arrays]:
     """The difference between what a file and its model give for an image (H, W, C), and what the file gives."""
     found, choices = file(batch_of(image).numpy())
     with Following(choices) as following:
@@ -173,7 +178,13 @@ def compare(found: Arrays, expected: Arrays, size: tuple[int, int], mask_stride:
 
 
 def compare_boxes(found: Arrays, expected: Arrays, size: tuple[int, int], mask_stride: int | None) -> Difference:
-    pairs, tied = partners(found, expected)
+    def pasted(ours: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+        masks = found['masks'][ours]
+        frames = image_frames(masks, mask_stride, np.ones(2)) if mask_stride else boxes
+        return paste(masks, boxes, frames, size, threshold=0 if mask_stride else 0.5)
+
+    masks = pasted(np.arange(len(found['boxes'])), found['boxes']) if 'masks' in found else None
+    pairs, tied = partners(found, expected, masks)
     alone = len(found['boxes']) + len(expected['boxes']) - 2 * (len(pairs) + tied)
     difference = Difference(alone=alone, tied=tied, found=len(pairs))
     ours, theirs = (np.array(indices, int) for indices in (zip(*pairs, strict=True) if pairs else ((), ())))
@@ -181,17 +192,20 @@ def compare_boxes(found: Arrays, expected: Arrays, size: tuple[int, int], mask_s
         difference.boxes = float(np.abs(found['boxes'][ours] - expected['boxes'][theirs]).max())
         difference.scores = float(np.abs(found['scores'][ours] - expected['scores'][theirs]).max())
     if pairs and 'masks' in found:
-        masks, boxes = found['masks'][ours], expected['boxes'][theirs]
-        frames = image_frames(masks, mask_stride, np.ones(2)) if mask_stride else boxes
-        pasted = paste(masks, boxes, frames, size, threshold=0 if mask_stride else 0.5)
-        difference.pixels = float(np.mean(pasted != expected['masks'][theirs]))
+        difference.pixels = float(np.mean(pasted(ours, expected['boxes'][theirs]) != expected['masks'][theirs]))
     return difference
 
 
-def partners(found: Arrays, expected: Arrays) -> tuple[list[tuple[int, int]], int]:
+def partners(found: Arrays, expected: Arrays, masks: np.ndarray | None) -> tuple[list[tuple[int, int]], int]:
     """Pairs of indices of boxes that are of one class and near in place and score, and how many others are tied.
 
-    The order does not count: sorting leaves open which of two equal scores comes first.
+    The order does not count: sorting leaves open which of two equal scores comes first. Of several partners in the same
+    place, as masks of the whole image have, the one whose mask is most alike is taken.
+
+    Args:
+        found: What the file gives.
+        expected: What the model gives.
+        masks: The file's masks (N, H, W), within the image.
     """
     pairs, left = [], []
     free = set(range(len(expected['boxes'])))
@@ -201,9 +215,13 @@ def partners(found: Arrays, expected: Arrays) -> tuple[list[tuple[int, int]], in
         scores = np.abs(found['scores'][i] - expected['scores'])
         return {j: scores[j] for j in free if scores[j] <= least and found['labels'][i] == expected['labels'][j]}
 
-    for i, box in enumerate(found['boxes']):
-        likely = candidates(i, SCORE)
-        distances = {j: (np.abs(box - expected['boxes'][j]).max(), score) for j, score in likely.items()}
+    def apart(i: int, j: int) -> tuple[float, float]:
+        """How far apart two boxes are, in pixels, and the share of pixels in which their masks differ."""
+        pixels = 0.0 if masks is None else np.mean(masks[i] != expected['masks'][j])
+        return np.abs(found['boxes'][i] - expected['boxes'][j]).max(), float(pixels)
+
+    for i in range(len(found['boxes'])):
+        distances = {j: (*apart(i, j), score) for j, score in candidates(i, SCORE).items()}
         nearest = min(distances, key=distances.__getitem__, default=None)
         if nearest is not None and distances[nearest][0] <= BOX:
             pairs.append((i, nearest))
@@ -221,7 +239,7 @@ def in_words(difference: Difference, found: Arrays) -> str:
     """A difference as a line."""
     if 'boxes' not in found:
         parts = [f'{difference.pixels:.1e} of the pixels'] if 'classes' in found else []
-        parts += [f'{difference.features:.1e} of the spread'] if len(found) > len(parts) else []
+        parts += [f'{difference.features:.1e} of the spread'] if len(found) > len(parts) or difference.features else []
         return ', '.join(parts)
     words = f'{difference.found} boxes, {difference.boxes:.1e} px, score {difference.scores:.1e}'
     words += f', {difference.pixels:.1e} of the mask pixels' if 'masks' in found else ''
@@ -234,11 +252,16 @@ def lenient(model: Any) -> nn.Module:
     """A copy of a detector whose score threshold is low enough for some boxes in a made image."""
     model = copy.deepcopy(model)
     image = made_image(*SIZES[0])
-    threshold = model.test_cfg.get('rcnn', model.test_cfg).get('score_thr', 0)  # those with queries have none
+    threshold = threshold_of(model)
     while threshold > LEAST and len(computed(model, image)['boxes']) < ENOUGH:
         threshold /= 10
         set_threshold(model, threshold)
     return model
+
+
+def threshold_of(model: Any) -> float:
+    """A detector's score threshold. Those with queries have none: 0."""
+    return model.test_cfg.get('rcnn', model.test_cfg).get('score_thr') or 0
 
 
 def set_threshold(model: Any, threshold: float) -> None:

@@ -57,17 +57,16 @@ class Levels:
     """
 
     def __init__(self, model: Any) -> None:
-        model.eval()
-        side = 256  # a multiple of all strides
-        with torch.no_grad():
-            maps = model.extract_feat(torch.zeros(1, 3, side, side))
-        self.strides = [side // x.shape[-1] for x in maps]
+        self.strides = strides_of(model)
         self.queries = model.num_queries
 
     def enlarged(self, height: Any, width: Any) -> tuple[Any, Any]:
-        """The size itself if its maps have a pixel for each query, or else with larger sides. Sizes may be tensors."""
+        """The size itself if its maps have a pixel for each query, or else with its short sides enlarged.
+
+        Sizes may be tensors.
+        """
         pixels = [((height + stride - 1) // stride) * ((width + stride - 1) // stride) for stride in self.strides]
-        few = 1 * (sum(pixels) < self.queries)
+        few = 1 * (sum(pixels) < self.queries)  # a number, for a traced truth value cannot be multiplied
         least = ceil(self.queries**0.5) * min(self.strides)  # a square of this side has enough in its largest map
         return height + few * (least - height) * (height < least), width + few * (least - width) * (width < least)
 
@@ -88,14 +87,16 @@ class WithEnoughPixels(Preprocessing):
 class Mask2Former(Detector):
     """Detector whose queries are masks, of which boxes are the bounds. Of a panoptic one, the things.
 
-    ``masks`` (N, h, w) are logits of the whole padded image, at a quarter of its size.
+    ``masks`` (N, h, w) are logits of the whole padded image, a cell for ``mask_stride`` pixels.
     """
 
     outputs = ('boxes', 'scores', 'labels', 'masks')
-    mask_stride = 4
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
+        self.mask_stride = strides_of(model)[0]
+        if self.preprocessing.divisor % self.mask_stride:
+            raise ValueError('a Mask2Former has no graph unless it pads: set data_preprocessor.pad_size_divisor=32')
         test_cfg = model.panoptic_fusion_head.test_cfg
         if not test_cfg.get('instance_on'):
             raise ValueError('a Mask2Former without instances has no graph: set model.test_cfg.instance_on=True')
@@ -109,8 +110,8 @@ class Mask2Former(Detector):
         if self.head.num_stuff_classes:
             things = labels < self.head.num_things_classes
             scores, labels, masks = scores[things], labels[things], masks[things]
-        enlarged = F.interpolate(masks[None], scale_factor=self.mask_stride, mode='bilinear', align_corners=False)[0]
-        enlarged = enlarged[:, : size[0], : size[1]]
+        enlarged = F.interpolate(masks[:, None], scale_factor=self.mask_stride, mode='bilinear', align_corners=False)
+        enlarged = enlarged[:, 0, : size[0], : size[1]]
         inside = enlarged > 0
         certainty = (enlarged.sigmoid() * inside).flatten(1).sum(1) / (inside.flatten(1).sum(1) + 1e-6)
         scores, order = top(scores * certainty, self.max_per_image)
@@ -137,6 +138,14 @@ def best(probabilities: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     scores, order = top(probabilities.flatten(), k)
     classes = probabilities.shape[1]
     return scores, order % classes, torch.div(order, classes, rounding_mode='floor')
+
+
+def strides_of(model: Any) -> list[int]:
+    """Strides of the maps that a detector's head gets."""
+    side = 256  # a multiple of all
+    model.eval()  # or the image would change the statistics of batch norms
+    with torch.no_grad():
+        return [side // x.shape[-1] for x in model.extract_feat(torch.zeros(1, 3, side, side))]
 
 
 def unnormalised(boxes: Tensor, size: Size) -> Tensor:
@@ -174,12 +183,13 @@ def reference_points(shapes: Tensor, valid_ratios: Tensor, device: torch.device)
 def proposals(model: Any, memory: Tensor, mask: None, shapes: Tensor) -> tuple[Tensor, Tensor]:
     """Features (1, pixels, C) and boxes (1, pixels, 4), as logits of shares of the image, to select queries from.
 
-    Pixels at the border have no features and infinite boxes.
+    Pixels within 1 % of the border have no features and infinite boxes.
     """
     levels = [centres(height, width, memory.device) for height, width in shapes]
     extents = [torch.full_like(level, 0.05 * 2**i) for i, level in enumerate(levels)]
     boxes = torch.cat([torch.cat(levels), torch.cat(extents)], -1)[None]
-    outside = ~((boxes > 0.01) & (boxes < 0.99)).all(-1, keepdim=True)
+    # A map of 50 pixels has a centre at 0.01, which mmdet counts as outside. Engines round it up or down.
+    outside = ~((boxes > 0.01 + 1e-6) & (boxes < 0.99 - 1e-6)).all(-1, keepdim=True)
     memory = model.memory_trans_norm(model.memory_trans_fc(memory.masked_fill(outside, 0.0)))
     return memory, torch.log(boxes / (1 - boxes)).masked_fill(outside, float('inf'))
 

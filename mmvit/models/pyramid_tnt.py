@@ -133,6 +133,7 @@ class RelativePosition:
         self.queries, self.keys = (x.clone(memory_format=torch.contiguous_format) for x in (queries, keys))
 
     def resized(self, table: Tensor, trained: Grid, size: Grid) -> Tensor:
+        """As :func:`resize`."""
         return resize(table, trained, size)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

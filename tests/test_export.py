@@ -32,7 +32,7 @@ onnx = pytest.importorskip('onnx', reason="needs the extra 'deploy'")
 onnxruntime = pytest.importorskip('onnxruntime', reason="needs the extra 'deploy'")
 
 from mmvit.deploy import choices, evaluation, proof, smaller  # noqa: E402
-from mmvit.deploy.runtime import Model, Result, coco_annotations  # noqa: E402
+from mmvit.deploy.runtime import ENGINES, Model, Result, coco_annotations  # noqa: E402
 
 pytestmark = needs_torch(exporter.OLDEST_TORCH, 'export')
 SMALL_SIZES = ((75, 131), (33, 47))
@@ -424,6 +424,43 @@ def test_file_of_a_panoptic_model_may_find_no_thing(tmp_path):
     boxes, scores, labels, masks = session.run(None, {'image': proof.batch_of(proof.made_image(64, 96)).numpy()})
     assert [len(boxes), len(scores), len(labels)] == [0, 0, 0]
     assert masks.shape == (0, 16, 24)
+
+
+def test_panoptic_metrics_are_left_out():
+    config = Config.fromfile('configs/mask2former_mpvit_s_panoptic.py')
+    assert len(config.test_evaluator) == 2
+    assert [metric['type'] for metric in evaluation.metrics_of(config)] == ['CocoMetric']
+    config = Config.fromfile('configs/mask2former_mpvit_t_digits.py')
+    assert [metric['type'] for metric in evaluation.metrics_of(config)] == ['CocoMetric']
+
+
+@pytest.mark.slow
+def test_boxes_of_masks_stay_exact_in_integers(tmp_path):
+    pytest.importorskip('nncf', reason="needs the extra 'openvino'")
+    model, path = build('mask2former_mpvit_t_digits'), tmp_path / 'model.onnx'
+    exporter.write(graphs.graph_of(model), path, {'task': 'instance'})
+    image = proof.made_image(128, 128)
+    run = ENGINES['openvino'](str(smaller.to_openvino(path, [image])), 1, 'f32')[0]
+    found = run(proof.batch_of(image).numpy())
+    inside = (
+        nn.functional.interpolate(torch.from_numpy(found['masks'])[:, None], scale_factor=4, mode='bilinear')[:, 0] > 0
+    )
+    assert inside.any((1, 2)).sum() > 10
+    for box, mask in zip(found['boxes'], inside, strict=True):
+        rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+        bounds = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] if mask.any() else [0] * 4
+        np.testing.assert_allclose(box, np.array(bounds, np.float32), atol=1)  # engines enlarge to other last bits
+
+
+@pytest.mark.slow
+def test_engines_select_the_same_queries(tmp_path):
+    """Also at a size that gives a map of 50 pixels, whose first centre lies at the edge of what is left out."""
+    pytest.importorskip('openvino', reason="needs the extra 'openvino'")
+    model, path = build('dino_mpvit_t_digits'), tmp_path / 'model.onnx'
+    exporter.write(graphs.graph_of(model), path, {'task': 'detection'})
+    batch = proof.batch_of(proof.made_image(64, 400)).numpy()
+    found, expected = (ENGINES[engine](str(path), 1, 'f32')[0](batch) for engine in ('openvino', 'onnxruntime'))
+    assert proof.compare(found, expected, (64, 400)).is_small()
 
 
 @pytest.mark.parametrize('name', [f'mask2former_mpvit_s{kind}' for kind in ('', '_panoptic', '_ade20k')])

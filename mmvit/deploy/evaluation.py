@@ -48,7 +48,7 @@ def compare(
 
 
 def evaluate(model: Model, config: Config) -> dict[str, float]:
-    """The metrics that ``mim test`` would print, of an exported model. Panoptic ones are left out: no file has those.
+    """The metrics that ``mim test`` would print, of an exported model.
 
     Args:
         model: A detector or segmenter.
@@ -59,14 +59,19 @@ def evaluate(model: Model, config: Config) -> dict[str, float]:
     """
     init_default_scope(config.get('default_scope'))
     dataset = DATASETS.build(config.test_dataloader.dataset)
-    metrics = config.test_evaluator if isinstance(config.test_evaluator, list) else [config.test_evaluator]
-    evaluator = Evaluator([metric for metric in metrics if 'Panoptic' not in metric['type']])
+    evaluator = Evaluator(metrics_of(config))
     evaluator.dataset_meta = dataset.metainfo
     for i in range(len(dataset)):
         sample = dataset[i]['data_samples']
         put(model(sample.img_path), sample)
         evaluator.process([sample])
     return evaluator.evaluate(len(dataset))
+
+
+def metrics_of(config: Config) -> list[dict]:
+    """A config's metrics, without panoptic ones: no file gives what they measure."""
+    metrics = config.test_evaluator if isinstance(config.test_evaluator, list) else [config.test_evaluator]
+    return [metric for metric in metrics if 'Panoptic' not in metric['type']]
 
 
 def put(result: Result, sample: Any) -> None:

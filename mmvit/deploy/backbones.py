@@ -19,7 +19,7 @@ from mmvit.models.pyramid_tnt import Grid, RelativePosition, Stage, Stem
 
 
 def made_fast(model: nn.Module) -> nn.Module:
-    """A model whose PyramidTNT, if it has one, makes its positions as engines like it; the model itself is changed."""
+    """The model itself, whose PyramidTNT, if it has one, now makes its positions in the way that is fast in engines."""
     for module in model.modules():
         if isinstance(module, Stem):
             module.outer_position = MethodType(outer_position, module)  # type: ignore[method-assign]

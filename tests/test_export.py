@@ -387,6 +387,7 @@ def test_half_takes_half_the_room(mask_rcnn):
     [
         ('maskrcnn_mpvit_t_digits', {'model.test_cfg.rcnn.nms.type': 'soft_nms'}, 'only nms='),
         ('upernet_mpvit_t_digits', {'model.test_cfg.mode': 'slide'}, "mode='slide'"),
+        ('deformable_detr_mpvit_s', {'model.data_preprocessor.pad_size_divisor': 32}, 'set .*pad_size_divisor=1'),
         ('dino_mpvit_t_digits', {'model.data_preprocessor.pad_size_divisor': 32}, 'set .*pad_size_divisor=1'),
         ('maskrcnn_mpvit_t_digits', {'model.type': 'HybridTaskCascade'}, 'has no graph; these have one'),
     ],

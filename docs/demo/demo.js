@@ -98,7 +98,7 @@ function workingSize(height, width, { scale, keep_ratio, rounding }) {
 
 // Both ways of resizing take the rows of an RGBA image, and columns as rows of the transposed image.
 
-// As OpenCV: two neighbours, in shares of 1.
+// As OpenCV: two neighbours of each new pixel, and their shares.
 function neighbours(from, to, isInside) {
   return Array.from({ length: to }, (_, index) => {
     const position = Math.fround(((index + 0.5) * from) / to - 0.5);

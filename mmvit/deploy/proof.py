@@ -178,34 +178,33 @@ def compare(found: Arrays, expected: Arrays, size: tuple[int, int], mask_stride:
 
 
 def compare_boxes(found: Arrays, expected: Arrays, size: tuple[int, int], mask_stride: int | None) -> Difference:
-    def pasted(ours: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-        masks = found['masks'][ours]
-        frames = image_frames(masks, mask_stride, np.ones(2)) if mask_stride else boxes
-        return paste(masks, boxes, frames, size, threshold=0 if mask_stride else 0.5)
-
-    masks = pasted(np.arange(len(found['boxes'])), found['boxes']) if 'masks' in found else None
-    pairs, tied = partners(found, expected, masks)
+    if 'masks' in found:
+        found = {**found, 'masks': pasted(found, size, mask_stride)}
+    pairs, tied = partners(found, expected)
     alone = len(found['boxes']) + len(expected['boxes']) - 2 * (len(pairs) + tied)
     difference = Difference(alone=alone, tied=tied, found=len(pairs))
-    ours, theirs = (np.array(indices, int) for indices in (zip(*pairs, strict=True) if pairs else ((), ())))
     if pairs:
+        ours, theirs = (np.array(indices, int) for indices in zip(*pairs, strict=True))
         difference.boxes = float(np.abs(found['boxes'][ours] - expected['boxes'][theirs]).max())
         difference.scores = float(np.abs(found['scores'][ours] - expected['scores'][theirs]).max())
-    if pairs and 'masks' in found:
-        difference.pixels = float(np.mean(pasted(ours, expected['boxes'][theirs]) != expected['masks'][theirs]))
+        if 'masks' in found:
+            difference.pixels = float(np.mean(found['masks'][ours] != expected['masks'][theirs]))
     return difference
 
 
-def partners(found: Arrays, expected: Arrays, masks: np.ndarray | None) -> tuple[list[tuple[int, int]], int]:
+def pasted(found: Arrays, size: tuple[int, int], mask_stride: int | None) -> np.ndarray:
+    """A file's masks (N, H, W), within an image of this size."""
+    masks, boxes = found['masks'], found['boxes']
+    if mask_stride:
+        return paste(masks, boxes, image_frames(masks, mask_stride, np.ones(2)), size, threshold=0)
+    return paste(masks, boxes, boxes, size, threshold=0.5)
+
+
+def partners(found: Arrays, expected: Arrays) -> tuple[list[tuple[int, int]], int]:
     """Pairs of indices of boxes that are of one class and near in place and score, and how many others are tied.
 
     The order does not count: sorting leaves open which of two equal scores comes first. Of several partners in the same
-    place, as masks of the whole image have, the one whose mask is most alike is taken.
-
-    Args:
-        found: What the file gives.
-        expected: What the model gives.
-        masks: The file's masks (N, H, W), within the image.
+    place, as masks of the whole image have, the one whose mask is most alike is taken. All masks are (N, H, W).
     """
     pairs, left = [], []
     free = set(range(len(expected['boxes'])))
@@ -217,8 +216,8 @@ def partners(found: Arrays, expected: Arrays, masks: np.ndarray | None) -> tuple
 
     def apart(i: int, j: int) -> tuple[float, float]:
         """How far apart two boxes are, in pixels, and the share of pixels in which their masks differ."""
-        pixels = 0.0 if masks is None else np.mean(masks[i] != expected['masks'][j])
-        return np.abs(found['boxes'][i] - expected['boxes'][j]).max(), float(pixels)
+        pixels = float(np.mean(found['masks'][i] != expected['masks'][j])) if 'masks' in found else 0.0
+        return np.abs(found['boxes'][i] - expected['boxes'][j]).max(), pixels
 
     for i in range(len(found['boxes'])):
         distances = {j: (*apart(i, j), score) for j, score in candidates(i, SCORE).items()}

@@ -174,11 +174,10 @@ def resize(image: np.ndarray, rule: dict[str, Any] | None) -> np.ndarray:
     if rule is None:
         return image
     height, width = working_size(*image.shape[:2], **rule)
-    if rule['interpolation'] != 'antialiased':
-        image = image.astype(np.float32) if rule['interpolation'] == 'bilinear_float32' else image
-        return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-    rows = shrink(image.swapaxes(0, 1), width).swapaxes(0, 1)
-    return shrink(rows, height)
+    if rule['interpolation'] == 'antialiased':
+        return shrink(shrink(image.swapaxes(0, 1), width).swapaxes(0, 1), height)
+    dtype = np.float32 if rule['interpolation'] == 'bilinear_float32' else np.uint8
+    return cv2.resize(image.astype(dtype, copy=False), (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 def working_size(height: int, width: int, scale: list[int], keep_ratio: bool, rounding: str, **_: Any) -> list[int]:
